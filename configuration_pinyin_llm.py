@@ -1,0 +1,109 @@
+"""Every number of a PinyinLLM model that must survive a reload."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+PROJECTOR_TYPES = ("pooling", "pinyin_bridge")
+POOLINGS = ("mean", "max", "attention", "stack", "conv")
+RELEASE = 1
+
+
+def num_encoder_frames(num_mel_frames):
+    """Mel frames (100 a second) -> Whisper encoder frames (50 a second); integers or integer tensors."""
+    return (num_mel_frames + 1) // 2
+
+
+def num_audio_slots(num_mel_frames, stride: int):
+    """Mel frames -> places that the speech takes in the prompt. The one formula of processing and modeling."""
+    return (num_encoder_frames(num_mel_frames) + stride - 1) // stride
+
+
+@strict
+class PinyinLlamaConfig(PreTrainedConfig):
+    """Configuration of [`PinyinLlamaForASR`]. The defaults describe the paper's size: Whisper-large-v3 + LLaMA2-7b.
+
+    Args:
+        audio_config: WhisperConfig of the audio tower; only its encoder's numbers are used.
+        text_config: Config of the language model: any AutoModelForCausalLM.
+        audio_token_id: Placeholder of projected speech. At or above the LLM's vocabulary, so never generated.
+        pinyin_token_id: Placeholder of a pinyin embedding.
+        pinyin_vocab_size: Rows of the pinyin table.
+        pinyin_units: The syllables of the rows, with blanks between; the bridge builds its logits from their initials, finals and tones.
+        projector_type: "pooling" (the paper's: pool, then linear) or "pinyin_bridge" (ours: CTC to pinyin vectors).
+        projector_stride: Encoder frames (20 ms) a slot; for the bridge the most slots that speech can fill.
+        projector_pooling: How a window becomes one vector: "mean", "max", "attention", "stack" or "conv".
+        bridge_hidden_size: Width of the bridge's CTC head.
+        bridge_num_layers: Its transformer layers.
+        bridge_num_attention_heads: Its attention heads.
+        bridge_dropout: Its dropout in training.
+        ctc_loss_weight: Weight of the bridge's CTC loss beside the language model's loss.
+        release: Format of this file; a newer one than the code knows is refused.
+    """
+
+    model_type = "pinyin_llama"
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="whisper",
+            init_kwargs={
+                "num_mel_bins": 128,
+                "d_model": 1280,
+                "encoder_layers": 32,
+                "encoder_attention_heads": 20,
+                "encoder_ffn_dim": 5120,
+            },
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    audio_token_id: int = 32000
+    pinyin_token_id: int = 32001
+    pinyin_vocab_size: int = 1417
+    pinyin_units: str | None = None
+    projector_type: str = "pooling"
+    projector_stride: int = 5
+    projector_pooling: str = "mean"
+    bridge_hidden_size: int = 384
+    bridge_num_layers: int = 2
+    bridge_num_attention_heads: int = 6
+    bridge_dropout: float = 0.1
+    ctc_loss_weight: float = 1.0
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+    release: int = RELEASE
+
+    @property
+    def hidden_size(self) -> int:
+        return self.text_config.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    def validate_architecture(self):
+        """Numbers that contradict each other, named before any weight is read.
+
+        Raises:
+            ValueError: What was expected and what was found.
+        """
+        if self.release > RELEASE:
+            raise ValueError(f"This checkpoint has format {self.release}, the code knows {RELEASE}. Update pinyin-llm.")
+        if self.projector_type not in PROJECTOR_TYPES:
+            raise ValueError(f"projector_type must be one of {PROJECTOR_TYPES}, found {self.projector_type!r}.")
+        if self.projector_pooling not in POOLINGS:
+            raise ValueError(f"projector_pooling must be one of {POOLINGS}, found {self.projector_pooling!r}.")
+        if self.projector_stride < 1:
+            raise ValueError(f"projector_stride must be at least 1 encoder frame, found {self.projector_stride}.")
+        if self.pinyin_units is not None and len(self.pinyin_units.split()) != self.pinyin_vocab_size:
+            raise ValueError(
+                f"pinyin_vocab_size is {self.pinyin_vocab_size}, but pinyin_units names {len(self.pinyin_units.split())} units."
+            )
+        if self.projector_type == "pinyin_bridge" and self.pinyin_units is None:
+            raise ValueError("projector_type='pinyin_bridge' needs pinyin_units; pass ' '.join(PinyinTokenizer.units).")
+
+
+__all__ = ["PinyinLlamaConfig", "num_audio_slots", "num_encoder_frames"]

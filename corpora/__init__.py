@@ -1,0 +1,1 @@
+"""Public text and speech: fetched as pinned packages, cleaned, and turned into manifests."""

@@ -1,0 +1,238 @@
+"""Raw text to clean training sentences: one a line, Han characters only, none of a held-out text.
+
+python -m pinyin_llm.corpora.plain_text --inputs raw/ --output clean.txt --held_out hashes.txt
+"""
+
+import csv
+import hashlib
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pinyin_llm.text_normalization import HAN_CLASS, han_only, normalize_text, read_aloud
+
+
+NonHan = Literal["split", "drop", "delete"]
+
+SENTENCE_END = re.compile(r"[。!?;\n\r\u2028]|\.{2,}|\.(?=\s|$)")
+CLAUSE_END = re.compile(r"[,、:\s—]+")
+# Letters and digits of any script but Han; punctuation and marks are none, and simply vanish.
+FOREIGN_RUN = re.compile(rf"(?:[^\W{HAN_CLASS}_]|[@#$%&*+/=\\|<>^~_])+")
+
+
+COUNTS = ("read", "kept", "characters", "held_out", "duplicate", "nothing_left", "undecodable_bytes")
+
+WINDOW = 10
+SHORTEST_FRAGMENT = 5
+SHORT_COPIES = 5
+
+
+class HeldOut:
+    """The held-out texts, known only by hashes of their windows.
+
+    Args:
+        hash_file: lines of the first 10 hex digits of the sha256 of every 10-character window (Han only) of
+            the held-out texts, and of the whole text where it is shorter.
+        texts: further held-out texts, in plain words.
+
+    Raises:
+        ValueError: a line of `hash_file` is not 10 hex digits.
+    """
+
+    def __init__(self, hash_file: Path | None = None, texts: Iterable[str] = ()):
+        self.hashes = set(hash_file.read_text().split()) if hash_file else set()
+        for digest in self.hashes:
+            if not re.fullmatch("[0-9a-f]{10}", digest):
+                raise ValueError(f"{hash_file}: expected lines of 10 hex digits, found {digest[:20]!r}")
+        for text in texts:
+            self.hashes.update(_window_hashes(normalize_text(text)))
+
+    def __contains__(self, sentence: str) -> bool:
+        return any(digest in self.hashes for digest in _window_hashes(sentence))
+
+
+def _window_hashes(text: str) -> Iterator[str]:
+    characters = han_only(text)
+    for start in range(max(1, len(characters) - WINDOW + 1)):
+        window = characters[start : start + WINDOW]
+        yield hashlib.sha256(window.encode()).hexdigest()[:10]
+
+
+def sentences(text: str, max_characters: int = 40, non_han: NonHan = "split") -> Iterator[str]:
+    """Training sentences of `text`: 2 to `max_characters` Han characters each, numbers read aloud.
+
+    Args:
+        text: any text; it ends a sentence at 。！？；… and line ends.
+        max_characters: longer sentences are cut at commas first, then anywhere.
+        non_han: what a foreign word does to its sentence: "split" it in two (fragments under five characters
+            are left out), "drop" it, or "delete" the word alone.
+
+    >>> list(sentences("今天，天氣很好！他用Python写3个程序。"))
+    ['今天天气很好', '写三个程序']
+    """
+    for sentence in whole_sentences(text):
+        yield from lines_of(sentence, max_characters, non_han)
+
+
+def whole_sentences(text: str) -> Iterator[str]:
+    """`text` read aloud, cut at the ends of its sentences; empty ones are left out."""
+    return (sentence for sentence in SENTENCE_END.split(read_aloud(text)) if sentence.strip())
+
+
+def lines_of(sentence: str, max_characters: int = 40, non_han: NonHan = "split") -> Iterator[str]:
+    """The training lines of one whole sentence (see `sentences`)."""
+    pieces = FOREIGN_RUN.split(sentence)
+    if non_han == "drop" and len(pieces) > 1:
+        return
+    if non_han == "delete":
+        pieces = ["".join(pieces)]
+    shortest = 2 if len(pieces) == 1 else SHORTEST_FRAGMENT
+    for piece in pieces:
+        clauses = [han_only(clause) for clause in CLAUSE_END.split(piece)]
+        lines = _packed(clauses, max_characters)
+        yield from (line for line in lines if len(line) >= shortest and _is_speech(line))
+
+
+def _is_speech(line: str) -> bool:
+    """Not one character over and over; 爸爸 is a word all the same."""
+    return len(set(line)) > 1 or len(line) == 2
+
+
+def _packed(clauses: Iterable[str], limit: int) -> Iterator[str]:
+    """Joins clauses while they fit into `limit` characters; cuts a clause that is longer by itself."""
+    line = ""
+    for clause in clauses:
+        if len(line) + len(clause) <= limit:
+            line += clause
+            continue
+        yield line
+        # equal parts rather than a full line and a stump
+        size = -(-len(clause) // -(-len(clause) // limit))
+        *full, line = [clause[start : start + size] for start in range(0, len(clause), size)]
+        yield from full
+    yield line
+
+
+def prepare(
+    files: Iterable[Path],
+    output: Path,
+    held_out: HeldOut,
+    max_characters: int = 40,
+    non_han: NonHan = "split",
+) -> dict[str, int]:
+    """Writes the clean sentences of `files` to `output`, and their counts beside it as JSON.
+
+    A sentence that shares a window with a held-out text is dropped whole, before it is cut into lines, so
+    that no half of it stays. A line of eight characters or more is kept once, a shorter one up to five times.
+
+    Returns:
+        counts: sentences read, lines and characters kept, and what was dropped by reason.
+    """
+    counts = Counter(dict.fromkeys(COUNTS, 0))
+    seen: Counter[bytes] = Counter()
+    partial = output.with_name(output.name + ".partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with open(partial, "w", encoding="utf-8") as target:
+        for text in _texts(files, counts):
+            for sentence in whole_sentences(text):
+                lines = _clean_lines(sentence, held_out, max_characters, non_han, seen, counts)
+                target.writelines(line + "\n" for line in lines)
+    partial.replace(output)
+    record = output.with_suffix(".json")
+    record.write_text(json.dumps(dict(counts), indent=2) + "\n")
+    return dict(counts)
+
+
+def _clean_lines(
+    sentence: str, held_out: HeldOut, max_characters: int, non_han: NonHan, seen: Counter, counts: Counter
+) -> Iterator[str]:
+    """The lines of one sentence that are neither held out nor repeated; counts the others."""
+    counts["read"] += 1
+    if sentence in held_out:
+        counts["held_out"] += 1
+        return
+    empty = True
+    for line in lines_of(sentence, max_characters, non_han):
+        empty = False
+        key = hashlib.blake2b(line.encode(), digest_size=8).digest()
+        seen[key] += 1
+        # the whole sentence passed, but a line of it may equal a short held-out text
+        if line in held_out:
+            counts["held_out"] += 1
+        elif seen[key] > (1 if len(line) >= 8 else SHORT_COPIES):
+            counts["duplicate"] += 1
+        else:
+            counts["kept"] += 1
+            counts["characters"] += len(line)
+            yield line
+    if empty:
+        counts["nothing_left"] += 1
+
+
+def _texts(files: Iterable[Path], counts: Counter) -> Iterator[str]:
+    """Lines of .txt files, and the `text` column of .tsv files."""
+    for path in files:
+        with open(path, encoding="utf-8", errors="replace", newline="") as lines:
+            texts = _column(path, lines, "text") if path.suffix == ".tsv" else lines
+            for text in texts:
+                counts["undecodable_bytes"] += text.count("\ufffd")
+                yield text
+
+
+def _column(path: Path, lines: Iterable[str], name: str) -> Iterator[str]:
+    rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    if name not in (rows.fieldnames or ()):
+        raise ValueError(f"{path}: expected a column {name!r} in the first line, found {rows.fieldnames}")
+    return (row[name] or "" for row in rows)
+
+
+def text_files(inputs: Iterable[str]) -> list[Path]:
+    """The files named, and the .txt and .tsv files of the folders named.
+
+    Raises:
+        FileNotFoundError: one of `inputs` is not there.
+    """
+    files = []
+    for path in map(Path, inputs):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: expected a text file or a folder of them, found nothing")
+        files += sorted(path.glob("*.t[xs][tv]")) if path.is_dir() else [path]
+    return files
+
+
+@dataclass
+class PlainTextArguments:
+    """Cleans raw text into training sentences."""
+
+    inputs: list[str] = field(metadata={"help": ".txt or .tsv files (column `text`), or folders of them"})
+    output: str = field(metadata={"help": "the file of clean sentences; its counts go beside it as .json"})
+    held_out: str | None = field(default=None, metadata={"help": "file of hashes of the held-out windows"})
+    held_out_texts: str | None = field(default=None, metadata={"help": ".tsv of further held-out texts"})
+    max_characters: int = field(default=40, metadata={"help": "longest sentence"})
+    non_han: NonHan = field(default="split", metadata={"help": "what a foreign word does to its sentence"})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Cleans the files named on the command line; prints the counts."""
+    from transformers import HfArgumentParser
+
+    (arguments,) = HfArgumentParser(PlainTextArguments).parse_args_into_dataclasses(argv)
+    try:
+        further = _texts([Path(arguments.held_out_texts)], Counter()) if arguments.held_out_texts else ()
+        held_out = HeldOut(Path(arguments.held_out) if arguments.held_out else None, further)
+        files = text_files(arguments.inputs)
+        counts = prepare(files, Path(arguments.output), held_out, arguments.max_characters, arguments.non_han)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(json.dumps(counts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Decoding that knows pinyin: each slot may only write a character that can be read as the slot sounds."""
+
+import torch
+from transformers import LogitsProcessor
+
+from .audio_pinyin_llm import SAMPLING_RATE, split_at_pauses, why_no_speech
+from .tokenization_pinyin_llm import PinyinTokenizer
+
+
+class PinyinConstraint:
+    """What each pinyin unit can be written as, in the tokens of one tokenizer.
+
+    A character may be one token or several (byte fallback: three), so the next token follows from the character that
+    is half written. Characters are those of GB 2312 and those that have a token of their own.
+
+    Args:
+        tokenizer: The language model's.
+        pinyin_tokenizer: The units.
+        weight: For heard pinyin, the weight of its log-probability beside the language model's.
+        floor: For heard pinyin, the least probability that a unit may have; typed pinyin is strict.
+    """
+
+    def __init__(self, tokenizer, pinyin_tokenizer: PinyinTokenizer, weight: float = 1.0, floor: float = 1e-4):
+        self.weight, self.floor = weight, floor
+        self.num_units, self.eos_token_id = len(pinyin_tokenizer), tokenizer.eos_token_id
+        vocabulary = tokenizer.get_vocab()
+        readings = {c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c)}
+        written = tokenizer(list(readings), add_special_tokens=False).input_ids
+        blank = tokenizer("", add_special_tokens=False).input_ids  # some tokenizers begin every text with a piece
+        self.sequences = [tuple(ids[len(blank) :]) for ids in written]
+        self.complete = set(self.sequences)
+        self.starts = torch.tensor(sorted({sequence[0] for sequence in self.sequences}))
+        pairs = [(c, unit) for c, units in enumerate(readings.values()) for unit in units]
+        self.characters, self.units = torch.tensor(pairs).T
+        self._continuations: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def bind(self, units: torch.Tensor, prompt_length: int) -> "PinyinLogitsProcessor":
+        """For one batch: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) heard probabilities."""
+        if units.is_floating_point():
+            filled = (units.sum(-1) > 0).sum(-1)
+            scores = self.weight * units.float().clamp(min=self.floor).log()
+        else:
+            ids = units.reshape(*units.shape[:2], -1)
+            filled = (ids >= 0).any(-1).sum(-1)
+            allowed = torch.zeros(*ids.shape[:2], self.num_units + 1, device=ids.device)
+            scores = allowed.scatter(-1, ids.masked_fill(ids < 0, self.num_units), 1.0)[..., :-1].log()
+        index = self.characters.expand(*scores.shape[:2], -1)
+        blank = scores.new_full((*scores.shape[:2], len(self.sequences)), -torch.inf)
+        best = blank.scatter_reduce(-1, index, scores[..., self.units], "amax")  # a character's likeliest reading
+        return PinyinLogitsProcessor(self, best, filled.tolist(), prompt_length)
+
+    def continuations(self, prefix: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+        """The characters whose tokens begin with `prefix`, and the token that each takes next."""
+        if prefix not in self._continuations:
+            size = len(prefix)
+            found = [(i, s[size]) for i, s in enumerate(self.sequences) if s[:size] == prefix and len(s) > size]
+            self._continuations[prefix] = tuple(torch.tensor(found).T)
+        return self._continuations[prefix]
+
+    def progress(self, written: torch.Tensor) -> tuple[int, tuple]:
+        """(L,) tokens written -> characters finished, and the tokens of the one that is half written."""
+        places = torch.isin(written, self.starts).nonzero().flatten().tolist()
+        last = tuple(written[places[-1] :].tolist()) if places else ()
+        unfinished = bool(last) and last not in self.complete
+        return len(places) - unfinished, last if unfinished else ()
+
+
+class PinyinLogitsProcessor(LogitsProcessor):
+    """A [`PinyinConstraint`] bound to the slots of one batch; beams of a row follow each other."""
+
+    def __init__(self, constraint: PinyinConstraint, scores: torch.Tensor, filled: list[int], prompt_length: int):
+        self.constraint, self.scores, self.filled, self.prompt_length = constraint, scores, filled, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """(R, L) tokens so far and (R, V) scores of the next -> scores, impossible tokens at -inf."""
+        beams = len(input_ids) // len(self.filled)
+        allowed = torch.full_like(scores, -torch.inf)
+        for row, tokens in enumerate(input_ids[:, self.prompt_length :]):
+            slot, prefix = self.constraint.progress(tokens)
+            if slot >= self.filled[row // beams]:
+                allowed[row, self.constraint.eos_token_id] = 0.0
+                continue
+            characters, following = self.constraint.continuations(prefix)
+            heard = self.scores[row // beams, slot, characters].to(scores.dtype)
+            allowed[row].scatter_reduce_(0, following, heard, "amax")
+            if allowed[row].isneginf().all():  # no character is read so: the language model is free
+                allowed[row] = 0.0
+                allowed[row, self.constraint.eos_token_id] = -torch.inf
+        return scores + allowed
+
+
+def _in_gb2312(character: str) -> bool:
+    try:
+        return bool(character.encode("gb2312"))
+    except UnicodeEncodeError:
+        return False
+
+
+TOKENS_A_CHARACTER = 3  # UTF-8 bytes of a Han character that the tokenizer does not know
+
+
+def write_characters(model, processor, inputs, constrained: bool = True, **generate_kwargs) -> list[str]:
+    """A batch of `PinyinLlamaProcessor` -> the characters that the model writes for each row.
+
+    Args:
+        inputs: Speech or pinyin, without answers.
+        constrained: Only what can be read as the slots sound; needs typed pinyin, or the bridge.
+        **generate_kwargs: For `model.generate`, e.g. `num_beams=3`.
+    """
+    inputs = inputs.to(model.device)
+    slots = (inputs["input_ids"] >= min(processor.audio_token_id, processor.pinyin_token_id)).sum(-1).max()
+    if constrained:
+        generate_kwargs["pinyin_constraint"] = processor.pinyin_constraint()
+    generate_kwargs.setdefault("max_new_tokens", TOKENS_A_CHARACTER * int(slots) + 2)
+    sequences = model.generate(**inputs, **generate_kwargs)
+    return processor.decode_answers(sequences, inputs["input_ids"].shape[1])
+
+
+def convert_pinyin(model, processor, rows: list, batch_size: int = 32, **kwargs) -> list[str]:
+    """Rows of written syllables, or of unit ids -> their characters, in the order given. For **kwargs see above."""
+    encode = processor.pinyin_tokenizer.encode_syllables
+    rows = [encode(row) if isinstance(row, str) else row for row in rows]
+
+    def write(batch):
+        return write_characters(model, processor, processor(pinyin=batch), **kwargs)
+
+    return _in_batches(rows, write, batch_size)
+
+
+def transcribe_clips(model, processor, waveforms: list, batch_size: int = 8, **kwargs) -> list[str]:
+    """Speech of any length -> its characters, in the order given.
+
+    Args:
+        waveforms: (samples,) float32 at 16 kHz each; what is longer than the encoder's 30 s is cut at pauses.
+        **kwargs: For `write_characters`.
+    """
+    pieces = [[w[a:b] for a, b in split_at_pauses(w) if not why_no_speech(w[a:b])] for w in waveforms]
+    kwargs.setdefault("constrained", model.config.projector_type == "pinyin_bridge")
+
+    def write(batch):
+        return write_characters(model, processor, processor(batch, sampling_rate=SAMPLING_RATE), **kwargs)
+
+    texts = iter(_in_batches([piece for parts in pieces for piece in parts], write, batch_size))
+    return ["".join(next(texts) for _ in parts) for parts in pieces]
+
+
+@torch.no_grad()
+def hear_pinyin(model, processor, waveforms: list, batch_size: int = 8) -> list[list[int]]:
+    """Speech of up to 30 s each -> the unit ids that the bridge hears, in the order given."""
+
+    def hear(batch):
+        inputs = processor(batch, sampling_rate=SAMPLING_RATE).to(model.device)
+        slots = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+        return [[unit for unit in row if unit >= 0] for row in slots.pinyin["pinyin"].tolist()]
+
+    return _in_batches(waveforms, hear, batch_size)
+
+
+def _in_batches(rows: list, work, batch_size: int) -> list:
+    """`work` on batches of like length; an empty row gives an empty text."""
+    results = [""] * len(rows)
+    order = sorted((i for i, row in enumerate(rows) if len(row)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for i, result in zip(batch, work([rows[i] for i in batch]), strict=True):
+            results[i] = result
+    return results
+
+
+__all__ = ["PinyinConstraint", "PinyinLogitsProcessor", "convert_pinyin", "hear_pinyin", "transcribe_clips"]

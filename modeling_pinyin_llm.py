@@ -1,0 +1,316 @@
+"""PinyinLLM: Whisper encoder -> projector -> causal LM, with a pinyin table that feeds the same slot as speech.
+
+After "Bridging Speech and Text: Enhancing ASR with Pinyin-to-Character Pre-training in LLMs" (arXiv 2409.16005).
+Shape letters: B batch, M mel bins, F mel frames, T encoder frames, D encoder width, N slots, H width of the language
+model, L text length, U pinyin units.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, WhisperModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
+from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
+
+
+@dataclass
+class PinyinLlamaOutput(ModelOutput):
+    """What `forward` gives.
+
+    Args:
+        loss: Mean cross-entropy of the labels, plus the weighted CTC loss where pinyin labels were given.
+        logits: (B, L, vocabulary), the last `logits_to_keep` positions.
+        ctc_loss: The bridge's CTC loss alone.
+        past_key_values: Cache of the language model.
+        hidden_states: Of the language model, on request.
+        attentions: Of the language model, on request.
+        pinyin: (B, N) unit ids that the bridge heard, -1 where a slot is empty.
+        pinyin_times: (B, N, 2) start and end of each in seconds.
+        pinyin_confidence: (B, N) probability of the unit heard.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    ctc_loss: torch.Tensor | None = None
+    past_key_values: object | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+    pinyin: torch.Tensor | None = None
+    pinyin_times: torch.Tensor | None = None
+    pinyin_confidence: torch.Tensor | None = None
+
+
+class PinyinLlamaAudioTower(WhisperEncoder):
+    """Whisper's encoder, same weights, for speech of any length up to 30 s in batches of mixed lengths.
+
+    The stock encoder demands 30 s windows; short clips pay for the silence. Here a clip's frames never depend on its
+    neighbours in the batch: what lies beyond its end is zeroed before each convolution and masked in attention.
+    """
+
+    def forward(self, input_features: torch.Tensor, input_features_mask: torch.Tensor) -> torch.Tensor:
+        """(B, M, F) log-mel and (B, F) mask -> (B, T, D).
+
+        Raises:
+            ValueError: More frames than Whisper has positions for (30 s).
+        """
+        frames = num_encoder_frames(input_features_mask.sum(-1))
+        limit = self.embed_positions.num_embeddings
+        if num_encoder_frames(input_features.shape[-1]) > limit:
+            raise ValueError(
+                f"Expected at most {2 * limit} mel frames ({limit / 50:.0f} s), found {input_features.shape[-1]}. "
+                "Cut longer audio at its pauses (PinyinLlamaProcessor.split_at_pauses)."
+            )
+        mel_mask = input_features_mask[:, None].to(self.conv1.weight.dtype)
+        hidden = nn.functional.gelu(self.conv1(input_features.to(self.conv1.weight.dtype) * mel_mask))
+        hidden = nn.functional.gelu(self.conv2(hidden * mel_mask)).transpose(1, 2)  # B, M, F -> B, T, D
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        mask = create_bidirectional_mask(self.config, hidden, length_mask(frames, hidden.shape[1]).long())
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return self.layer_norm(hidden)
+
+
+class PinyinLlamaPreTrainedModel(PreTrainedModel):
+    config_class = PinyinLlamaConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules = ["WhisperEncoderLayer", "LlamaDecoderLayer"]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, PinyinBridge):
+            init.copy_(module.composition, module.compose_units(self.config.pinyin_units))
+            init.zeros_(module.unit_bias)
+            # The slot starts as pure pinyin, which is what stage 1 has taught the language model to read.
+            init.zeros_(module.residual.weight)
+            init.zeros_(module.residual.bias)
+
+
+class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
+    """Speech or pinyin in, characters out.
+
+    The prompt holds placeholders (`config.audio_token_id`, `config.pinyin_token_id`); speech projected by
+    `multi_modal_projector` or rows of `pinyin_embeddings` take their places.
+    """
+
+    def __init__(self, config: PinyinLlamaConfig):
+        super().__init__(config)
+        self.audio_tower = PinyinLlamaAudioTower._from_config(config.audio_config)
+        projector = {"pooling": PoolingProjector, "pinyin_bridge": PinyinBridge}[config.projector_type]
+        self.multi_modal_projector = projector(config)
+        self.pinyin_embeddings = nn.Embedding(config.pinyin_vocab_size, config.hidden_size)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self):
+        return self.language_model.get_decoder()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
+        """As in transformers, but a checkpoint that lacks weights or holds NaN is refused, never filled at random.
+
+        Raises:
+            ValueError: The keys that are missing, left over, of another shape, or not finite.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
+        broken = [n for n, p in model.named_parameters() if p.device.type != "meta" and not p.isfinite().all()]
+        if broken:
+            problems["not finite"] = broken
+        if problems:
+            report = "; ".join(f"{kind}: {', '.join(keys[:8])} ({len(keys)})" for kind, keys in problems.items())
+            raise ValueError(f"{pretrained_model_name_or_path} is no whole PinyinLLM checkpoint. {report}. Fetch it again.")
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_base_models(cls, config: PinyinLlamaConfig, audio_tower: str, language_model: str | None):
+        """A new model on pretrained parts: the encoder of a Whisper checkpoint and a causal LM (`None`: random)."""
+        model = cls(config)
+        model.audio_tower.load_state_dict(WhisperModel.from_pretrained(audio_tower).encoder.state_dict())
+        if language_model is not None:
+            model.language_model = AutoModelForCausalLM.from_pretrained(language_model)
+        return model
+
+    def get_pinyin_features(self, pinyin_ids: torch.Tensor) -> AudioSlots:
+        """(B, N) or (B, N, K) unit ids, -1 for none -> slots that read the mean of the rows named.
+
+        K ids in a slot stand for a syllable without its tone, or for one that was heard between two units.
+        """
+        ids = pinyin_ids.reshape(*pinyin_ids.shape[:2], -1)
+        named = (ids >= 0).unsqueeze(-1)
+        rows = self.pinyin_embeddings(ids.clamp(min=0)) * named  # B, N, K, H
+        vectors = rows.sum(2) / named.sum(2).clamp(min=1)
+        filled = named.any(2).squeeze(-1)
+        return AudioSlots(vectors=vectors, filled=filled, bound=filled.sum(-1))
+
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
+    ) -> AudioSlots:
+        """(B, M, F) log-mel (or its cached encoder output, (B, T, D)) and (B, F) mask -> slots (B, N, H)."""
+        if audio_hidden_states is None:
+            audio_hidden_states = self.audio_tower(input_features, input_features_mask)
+        mel_frames = input_features_mask.sum(-1)
+        frames = num_encoder_frames(mel_frames)
+        audio_hidden_states = audio_hidden_states.to(self.pinyin_embeddings.weight.dtype)
+        slots = self.multi_modal_projector(audio_hidden_states, frames, self.pinyin_embeddings.weight)
+        slots.bound = num_audio_slots(mel_frames, self.config.projector_stride)
+        return slots
+
+    def _fill(self, token_id, slots, input_ids, inputs_embeds, attention_mask):
+        """Put `slots` where `input_ids` has `token_id`; empty slots are masked out of attention."""
+        places = input_ids == token_id
+        counts = places.sum(-1)
+        if not torch.equal(counts, slots.bound):
+            raise ValueError(
+                f"Expected {slots.bound.tolist()} placeholders (id {token_id}) in the rows of input_ids, found "
+                f"{counts.tolist()}. Let PinyinLlamaProcessor make input_ids and features together."
+            )
+        offered = length_mask(slots.bound, slots.vectors.shape[1])
+        vectors = slots.vectors[offered].to(inputs_embeds.dtype)
+        inputs_embeds = inputs_embeds.masked_scatter(places.unsqueeze(-1), vectors)
+        filled = slots.filled[offered].to(attention_mask.dtype)
+        return inputs_embeds, attention_mask.masked_scatter(places, filled)
+
+    def merge_inputs(self, input_ids, attention_mask, slots_by_token):
+        """Token ids with placeholders -> (inputs_embeds (B, L, H), attention_mask (B, L))."""
+        placeholders = (input_ids == self.config.audio_token_id) | (input_ids == self.config.pinyin_token_id)
+        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        for token_id, slots in slots_by_token.items():
+            inputs_embeds, attention_mask = self._fill(token_id, slots, input_ids, inputs_embeds, attention_mask)
+        return inputs_embeds, attention_mask
+
+    def _slots(self, pinyin_ids, input_features, input_features_mask, audio_hidden_states) -> dict[int, AudioSlots]:
+        slots = {}
+        if input_features is not None or audio_hidden_states is not None:
+            slots[self.config.audio_token_id] = self.get_audio_features(
+                input_features, input_features_mask, audio_hidden_states
+            )
+        if pinyin_ids is not None:
+            slots[self.config.pinyin_token_id] = self.get_pinyin_features(pinyin_ids)
+        return slots
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
+        pinyin_ids: torch.LongTensor | None = None,
+        pinyin_labels: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values=None,
+        inputs_embeds: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> PinyinLlamaOutput:
+        """One pass over prompts and answers.
+
+        Args:
+            input_ids: (B, L) with placeholders; without any, only the CTC loss is computed.
+            attention_mask: (B, L).
+            input_features: (B, M, F) log-mel of speech, or
+            audio_hidden_states: (B, T, D) the encoder's output for it, computed before.
+            input_features_mask: (B, F), 1 on the clip's own mel frames.
+            pinyin_ids: (B, N) or (B, N, K) unit ids for the pinyin placeholders, -1 for none.
+            pinyin_labels: (B, N) unit ids spoken, -100 for none: adds the bridge's CTC loss.
+            labels: (B, L), -100 on what is not to be learned.
+            logits_to_keep: Logits (and loss) of the last positions only; 0 keeps all.
+        """
+        slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
+        heard = slots.get(self.config.audio_token_id)
+        output = PinyinLlamaOutput(**(heard.pinyin if heard is not None else {}))
+        if pinyin_labels is not None:
+            output.ctc_loss = self.multi_modal_projector.ctc_loss(heard.log_probs, heard.frames, pinyin_labels)
+        if input_ids is not None or inputs_embeds is not None:
+            if inputs_embeds is None:
+                inputs_embeds, attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
+            if position_ids is None and attention_mask is not None and past_key_values is None:
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
+                labels = labels[:, -logits_to_keep:]
+            if self.training and attention_mask is not None and attention_mask.all():
+                attention_mask = None  # equal lengths: attention without a mask is faster
+            text = self.language_model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                labels=labels,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+            for name in ("loss", "logits", "past_key_values", "hidden_states", "attentions"):
+                output[name] = text.get(name)
+        return self._with_ctc(output)
+
+    def _with_ctc(self, output: PinyinLlamaOutput) -> PinyinLlamaOutput:
+        if output.ctc_loss is not None:
+            weighted = self.config.ctc_loss_weight * output.ctc_loss
+            output.loss = weighted if output.loss is None else output.loss + weighted
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        audio_hidden_states: torch.Tensor | None = None,
+        pinyin_ids: torch.LongTensor | None = None,
+        pinyin_constraint=None,
+        logits_processor=None,
+        **kwargs,
+    ):
+        """Characters for speech or pinyin: `GenerationMixin.generate` after the slots are filled once.
+
+        Args:
+            pinyin_constraint: A [`PinyinConstraint`]: each slot may only write what can be read so.
+            **kwargs: As in `GenerationMixin.generate` (`num_beams`, `max_new_tokens`, ...).
+
+        Returns:
+            Token ids, prompt included, as in every decoder-only model.
+        """
+        slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
+        if slots:
+            kwargs["inputs_embeds"], attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
+        if pinyin_constraint is not None:
+            (filling,) = slots.values()
+            units = filling.units if filling.units is not None else pinyin_ids
+            logits_processor = [*(logits_processor or []), pinyin_constraint.bind(units, input_ids.shape[1])]
+        return super().generate(
+            input_ids=input_ids, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs
+        )
+
+
+__all__ = ["PinyinLlamaForASR", "PinyinLlamaPreTrainedModel"]

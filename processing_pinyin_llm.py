@@ -1,0 +1,167 @@
+"""Audio, characters and pinyin -> tensors, and ids -> text."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from .audio_pinyin_llm import load_waveform
+from .configuration_pinyin_llm import num_audio_slots
+from .generation_pinyin_llm import PinyinConstraint
+from .tokenization_pinyin_llm import PinyinTokenizer
+
+
+AUDIO_TOKEN = "<|audio|>"
+PINYIN_TOKEN = "<|pinyin|>"
+IGNORED = -100
+HOP_LENGTH = 160  # samples a mel frame
+STFT_REACH = 200  # half a window: zeros behind the clip keep the reflection of its end out of its last frames
+
+
+class PinyinLlamaProcessor(ProcessorMixin):
+    """Makes the model's inputs and reads its outputs. The same prompt holds speech and pinyin.
+
+    Args:
+        feature_extractor: WhisperFeatureExtractor of the audio tower.
+        tokenizer: The language model's; the two placeholders are added behind its vocabulary.
+        prompt: What the language model reads before it writes; `{slot}` is where speech or pinyin goes. Ours: the
+            paper does not give its prompt.
+        projector_stride: As in the model's configuration.
+        pinyin_units: The 1417 syllables with blanks between; by default those of this release.
+    """
+
+    def __init__(
+        self,
+        feature_extractor=None,
+        tokenizer=None,
+        prompt: str = "{slot}\n汉字：",
+        projector_stride: int = 5,
+        pinyin_units: str | None = None,
+    ):
+        if prompt.count("{slot}") != 1:
+            raise ValueError(f"The prompt must hold {{slot}} once, found {prompt!r}.")
+        tokenizer.add_special_tokens({"additional_special_tokens": [AUDIO_TOKEN, PINYIN_TOKEN]})
+        tokenizer.padding_side = "left"
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        self.prompt, self.projector_stride = prompt, projector_stride
+        self.pinyin_tokenizer = PinyinTokenizer(pinyin_units.split()) if pinyin_units else PinyinTokenizer.from_file()
+        self.pinyin_units = " ".join(self.pinyin_tokenizer.units)
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
+        self.pinyin_token_id = tokenizer.convert_tokens_to_ids(PINYIN_TOKEN)
+        super().__init__(feature_extractor, tokenizer)
+
+    def __call__(
+        self,
+        audio=None,
+        text: str | list[str] | None = None,
+        pinyin: str | list | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Prompts for speech or for pinyin, with answers to learn from if `text` is given.
+
+        Args:
+            audio: One clip or a list: paths, or arrays (samples,) / (channels, samples) with `sampling_rate` in Hz.
+            text: The characters spoken, one string a clip or row: adds them and `labels` (-100 on the prompt).
+            pinyin: One row or a list: written syllables ("ni3 hao3", "ni hao", "nǐ hǎo"), or lists of unit ids (a
+                tuple of ids for a syllable without tone).
+            sampling_rate: Of the arrays.
+
+        Returns:
+            input_ids and attention_mask (B, L), left-padded; input_features (B, M, F) float32 and
+            input_features_mask (B, F), or pinyin_ids (B, N, K) padded with -1; labels (B, L).
+
+        Raises:
+            AudioError: Audio that cannot be read.
+            PinyinError: A syllable that does not exist.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors must be 'pt', found {return_tensors!r}.")
+        if (audio is None) == (pinyin is None):
+            raise ValueError("Expected either audio or pinyin for the one slot of the prompt, found both or neither.")
+        data, counts = self._audio(audio, sampling_rate) if pinyin is None else self._pinyin(pinyin)
+        token_id = self.audio_token_id if pinyin is None else self.pinyin_token_id
+        texts = [text] if isinstance(text, str) else text
+        if texts is not None and len(texts) != len(counts):
+            raise ValueError(f"Expected one text a row, found {len(texts)} texts for {len(counts)} rows.")
+        return BatchFeature({**self.make_prompts(token_id, counts, texts), **data})
+
+    @lru_cache(maxsize=4)  # noqa: B019  (a processor lives as long as the process)
+    def _prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
+        """Token ids before and behind the slot."""
+        before, behind = prompt.split("{slot}")
+        ids = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+        ids += self.tokenizer(before, add_special_tokens=False).input_ids if before else []
+        return ids, self.tokenizer(behind, add_special_tokens=False).input_ids if behind else []
+
+    def make_prompts(self, token_id: int, counts: list[int], texts: list[str] | None = None) -> dict[str, torch.Tensor]:
+        """Prompts with `counts[b]` placeholders each -> input_ids, attention_mask (B, L) and labels."""
+        before, behind = self._prompt_ids(self.prompt)
+        rows = [[*before, *[token_id] * count, *behind] for count in counts]
+        answers = [[]] * len(rows)
+        if texts is not None:
+            answers = self.tokenizer(list(texts), add_special_tokens=False).input_ids
+            answers = [[*ids, self.tokenizer.eos_token_id] for ids in answers]
+        length = max(len(row) + len(answer) for row, answer in zip(rows, answers, strict=True))
+        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id)
+        attention_mask, labels = np.zeros_like(input_ids), np.full_like(input_ids, IGNORED)
+        for b, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+            start = length - len(row) - len(answer)
+            input_ids[b, start:], attention_mask[b, start:] = [*row, *answer], 1
+            labels[b, length - len(answer) :] = answer
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask} | ({"labels": labels} if texts is not None else {})
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _pinyin(self, pinyin) -> tuple[dict, list[int]]:
+        rows = [pinyin] if isinstance(pinyin, str) else pinyin
+        rows = [self.pinyin_tokenizer.encode_syllables(row) if isinstance(row, str) else row for row in rows]
+        return {"pinyin_ids": pad_pinyin(rows)}, [len(row) for row in rows]
+
+    def _audio(self, audio, sampling_rate) -> tuple[dict, list[int]]:
+        single = isinstance(audio, (str, Path, bytes)) or getattr(audio, "ndim", 0) > 0
+        clips = [load_waveform(clip, sampling_rate) for clip in ([audio] if single else audio)]
+        return self.pad_features([self.extract_features(clip) for clip in clips])
+
+    def extract_features(self, waveform: np.ndarray) -> torch.Tensor:
+        """(samples,) float32 at 16 kHz -> (M, F) log-mel, F = samples // 160; never padded to 30 s."""
+        frames = max(len(waveform) // HOP_LENGTH, 1)
+        padded = np.pad(waveform, (0, STFT_REACH + HOP_LENGTH))
+        features = self.feature_extractor(padded, sampling_rate=16000, padding="do_not_pad", return_tensors="pt")
+        return features.input_features[0, :, :frames]
+
+    def pad_features(self, features: list[torch.Tensor]) -> tuple[dict, list[int]]:
+        """List of (M, F) -> input_features (B, M, F), input_features_mask (B, F), and the slots of each."""
+        lengths = [clip.shape[-1] for clip in features]
+        padded = torch.zeros(len(features), features[0].shape[0], max(lengths))
+        mask = torch.zeros(len(features), max(lengths), dtype=torch.long)
+        for row, clip in enumerate(features):
+            padded[row, :, : lengths[row]] = clip
+            mask[row, : lengths[row]] = 1
+        counts = [num_audio_slots(length, self.projector_stride) for length in lengths]
+        return {"input_features": padded, "input_features_mask": mask}, counts
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def pinyin_constraint(self, weight: float = 1.0, floor: float = 1e-4) -> PinyinConstraint:
+        """For `model.generate(pinyin_constraint=...)`."""
+        return PinyinConstraint(self.tokenizer, self.pinyin_tokenizer, weight, floor)
+
+    def decode_answers(self, sequences: torch.Tensor, prompt_length: int) -> list[str]:
+        """(B, L) ids of `generate` -> what was written behind the prompt."""
+        texts = self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def pad_pinyin(rows: list[list]) -> torch.Tensor:
+    """Lists of unit ids, or of tuples of them -> (B, N, K), padded with -1."""
+    rows = [[slot if isinstance(slot, (tuple, list)) else (slot,) for slot in row] for row in rows]
+    width = max((len(slot) for row in rows for slot in row), default=1)
+    padded = np.full((len(rows), max(map(len, rows)), width), -1)
+    for b, row in enumerate(rows):
+        for n, slot in enumerate(row):
+            padded[b, n, : len(slot)] = slot
+    return torch.from_numpy(padded)
+
+
+__all__ = ["PinyinLlamaProcessor"]

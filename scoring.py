@@ -1,0 +1,123 @@
+"""Character error rate as this package reports it: one normaliser, an interval, kinds of error, homophones."""
+
+from dataclasses import asdict, dataclass
+from functools import cache
+
+import jiwer
+import numpy as np
+
+from pinyin_llm.text_normalization import normalize_text
+from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
+
+
+BOOTSTRAP_SAMPLES = 1000
+
+
+@dataclass
+class Score:
+    """Errors of a test set; rates are shares (0.1 is 10 %).
+
+    Args:
+        cer: Substitutions, deletions and insertions over reference characters.
+        low, high: 95 % interval of the CER, by bootstrap over utterances.
+        homophones: Share of all errors that are substitutions by a character of the same syllable (tone apart): right
+            sound, wrong character, which is what P2C pre-training is about.
+    """
+
+    cer: float
+    low: float
+    high: float
+    substitutions: int
+    deletions: int
+    insertions: int
+    homophones: float
+    characters: int
+    utterances: int
+
+    def __getitem__(self, name: str) -> float:
+        return getattr(self, name)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def score(references: list[str], hypotheses: list[str]) -> Score:
+    """CER of parallel lists, both normalised alike.
+
+    Raises:
+        ValueError: Lists of different length, or no reference character at all.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(f"Expected one hypothesis a reference, found {len(references)} and {len(hypotheses)}.")
+    said, wrote = ([normalize_text(text) for text in texts] for texts in (references, hypotheses))
+    if not any(said):
+        raise ValueError("The references hold no Chinese or Latin character to score.")
+    alignments = jiwer.process_characters(said, wrote).alignments
+    errors = np.array([_count(alignment) for alignment in alignments])
+    substitutions, deletions, insertions = errors.sum(0).tolist()
+    lengths = np.array([len(text) for text in said])
+    low, high = _interval(errors.sum(1), lengths)
+    total = substitutions + deletions + insertions
+    return Score(
+        cer=float(total / lengths.sum()),
+        low=low,
+        high=high,
+        substitutions=substitutions,
+        deletions=deletions,
+        insertions=insertions,
+        homophones=sum(map(_homophones, alignments, said, wrote)) / max(total, 1),
+        characters=int(lengths.sum()),
+        utterances=len(said),
+    )
+
+
+def _count(alignment: list) -> tuple[int, int, int]:
+    """Substitutions, deletions and insertions of one utterance."""
+    sizes = {"substitute": 0, "delete": 0, "insert": 0, "equal": 0}
+    for chunk in alignment:
+        sizes[chunk.type] += max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+    return sizes["substitute"], sizes["delete"], sizes["insert"]
+
+
+def _homophones(alignment: list, said: str, wrote: str) -> int:
+    """Substituted characters that have a reading in common, tone apart."""
+    pairs = [
+        pair
+        for chunk in alignment
+        if chunk.type == "substitute"
+        for pair in zip(
+            said[chunk.ref_start_idx : chunk.ref_end_idx], wrote[chunk.hyp_start_idx : chunk.hyp_end_idx], strict=True
+        )
+    ]
+    return sum(bool(_sounds(a) & _sounds(b)) for a, b in pairs)
+
+
+@cache
+def _sounds(character: str) -> frozenset[str]:
+    """The syllables without tone that a character can be read as."""
+    units = _units()
+    return frozenset(units.units[i][:-1] for i in units.readings.get(character, ()))
+
+
+@cache
+def _units() -> PinyinTokenizer:
+    return PinyinTokenizer.from_file()
+
+
+def _interval(errors: np.ndarray, lengths: np.ndarray) -> tuple[float, float]:
+    """95 % interval of errors over characters when the utterances are drawn again and again."""
+    draws = np.random.default_rng(0).integers(len(errors), size=(BOOTSTRAP_SAMPLES, len(errors)))
+    rates = errors[draws].sum(1) / np.maximum(lengths[draws].sum(1), 1)
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def score_syllables(references: list[str], heard: list[list[int]]) -> dict[str, float]:
+    """Syllable error rates, toned and toneless, of the units heard against those of the reference characters."""
+    units = _units()
+    said = [units.encode_characters(text)[1] for text in references]
+    rates = {}
+    for name, spell in (("toned", lambda i: units.units[i]), ("toneless", lambda i: units.units[i][:-1])):
+        lines = [[" ".join(map(spell, row)) for row in rows] for rows in (said, heard)]
+        rates[f"{name}_syllable_errors"] = jiwer.process_words(*lines).wer
+    return rates

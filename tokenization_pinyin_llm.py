@@ -1,0 +1,182 @@
+"""Pinyin units: characters and written syllables -> ids of the 1417-row pinyin table.
+
+The paper (arXiv 2409.16005) gives the number 1417 but not the list. Ours is every reading that the 8105
+characters of the 通用规范汉字表 have in Unihan's kTGHZ2013 and kHanyuPinlu, less 13 interjections that are no
+syllables (hm, m, n, ng, ê); `corpora/pinyin_units.py` rebuilds it.
+"""
+
+import hashlib
+import re
+import unicodedata
+from functools import cached_property
+from pathlib import Path
+
+
+NUM_PINYIN_UNITS = 1417
+PINYIN_UNITS_FILE = "pinyin_units.txt"
+PINYIN_UNITS_SHA256 = "c0d60a46e85c8fe61674e6333c7451a1310700f1137dfa1d1ca02b56a93c3dbd"
+
+# Syllables that pypinyin can emit and that have no row of their own: the sound that a listener takes them for.
+ALIASES = {
+    **{f"{odd}{tone}": f"{usual}{tone}" for tone in "12345"
+       for odd, usual in {"ei": "e", "ê": "e", "m": "mu", "n": "en", "ng": "en", "chua": "hua", "nun": "nen",
+                          "biang": "bang"}.items()},
+    "eng1": "en1", "hm5": "heng1", "hng5": "heng1", "zhei4": "zhe4", "cei4": "cui4", "tei1": "tui1", "rua2": "ruo4",
+    "fiao4": "fu4", "len4": "leng4", "nia1": "niang2", "din4": "ding4", "bong4": "beng4", "wong4": "weng4",
+    "er5": "er2",
+}  # fmt: skip
+TONES_BY_NUMBER_OF_UNITS = "41325"
+TONE_MARKS = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4"}
+SYLLABLE = re.compile(r"([a-zê]+(?:ü[a-z]*)?|ü[a-z]*)([0-5]?)")
+HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
+
+
+class PinyinError(ValueError):
+    """A character or syllable that has no pinyin unit, or a unit list that is not the frozen one."""
+
+
+def is_han(character: str) -> bool:
+    """Whether `character` is a Chinese character: a CJK ideograph of any plane, or 〇."""
+    return character == "〇" or any(first <= ord(character) <= last for first, last in HAN_BLOCKS)
+
+
+class PinyinTokenizer:
+    """The 1417 toned syllables (TONE3 spelling, neutral tone 5, ü) in the order of the table's rows.
+
+    Args:
+        units: The syllables; row `i` of the model's pinyin table is `units[i]`.
+
+    Raises:
+        PinyinError: The list is not the frozen one (its hash differs).
+    """
+
+    def __init__(self, units: list[str]):
+        digest = hashlib.sha256(("\n".join(units) + "\n").encode()).hexdigest()
+        if digest != PINYIN_UNITS_SHA256:
+            raise PinyinError(
+                f"The pinyin units are not the frozen list: expected {NUM_PINYIN_UNITS} units with sha256 "
+                f"{PINYIN_UNITS_SHA256}, found {len(units)} with {digest}. Restore {PINYIN_UNITS_FILE} from the release."
+            )
+        self.units = units
+        self.ids = {unit: i for i, unit in enumerate(units)}
+        self.bases: dict[str, tuple[int, ...]] = {}
+        for unit, i in self.ids.items():
+            self.bases[unit[:-1]] = (*self.bases.get(unit[:-1], ()), i)
+
+    @classmethod
+    def from_file(cls, path: str | Path = Path(__file__).with_name(PINYIN_UNITS_FILE)) -> "PinyinTokenizer":
+        """Read one unit a line (UTF-8)."""
+        return cls(Path(path).read_text(encoding="utf-8").split())
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def syllable_to_id(self, syllable: str) -> int:
+        """A toned TONE3 syllable -> its id, by alias or by another tone of the same base where it has no row.
+
+        Raises:
+            PinyinError: No Mandarin syllable.
+        """
+        syllable = ALIASES.get(syllable, syllable)
+        tones = (syllable[-1:], *TONES_BY_NUMBER_OF_UNITS)
+        for candidate in (syllable[:-1] + tone for tone in tones):
+            if candidate in self.ids:
+                return self.ids[candidate]
+        raise PinyinError(f"{syllable!r} is no Mandarin syllable. Write it like 'ni3', 'lü4' or 'zhong1'.")
+
+    def encode_syllables(self, text: str, errors: str = "raise") -> list[tuple[int, ...]]:
+        """Written pinyin, syllables apart ("ni3 hao3", "ni hao", "nǐ hǎo") -> the ids each may stand for.
+
+        Args:
+            text: Syllables separated by blanks or apostrophes. v and u: are read as ü, tone 0 as neutral.
+            errors: "raise", or "ignore" to leave out what is no syllable.
+
+        Returns:
+            For each syllable one id, or all tones of its base where no tone is written.
+        """
+        slots = []
+        for written in re.split(r"[\s'’·]+", unicodedata.normalize("NFKC", text).strip().lower()):
+            try:
+                if written:
+                    slots.append(self._encode_syllable(written))
+            except PinyinError:
+                if errors == "raise":
+                    raise
+        return slots
+
+    def _encode_syllable(self, written: str) -> tuple[int, ...]:
+        letters = unicodedata.normalize("NFD", written)
+        marks = "".join(TONE_MARKS[c] for c in letters if c in TONE_MARKS)
+        bare = unicodedata.normalize("NFC", "".join(c for c in letters if c not in TONE_MARKS))
+        match = SYLLABLE.fullmatch(bare.replace("u:", "ü").replace("v", "ü"))
+        if not match or len(marks) + len(match[2]) > 1:
+            raise PinyinError(f"{written!r} is no pinyin syllable. Write it like 'ni3', 'ni' or 'nǐ'.")
+        base, tone = match[1], (marks or match[2]).replace("0", "5")
+        if not tone and base in self.bases:
+            return self.bases[base]
+        return (self.syllable_to_id(base + (tone or "5")),)
+
+    def encode_characters(self, text: str, errors: str = "ignore") -> tuple[str, list[int | None]]:
+        """Characters -> one unit each, polyphones read by the phrase they stand in (pypinyin).
+
+        Args:
+            text: Any text.
+            errors: What happens to a character without a reading: "ignore" leaves it out of both results, "raise"
+                raises, "keep" keeps it with the id `None`.
+
+        Returns:
+            The characters that were kept and their unit ids; the two always have the same length.
+
+        Raises:
+            PinyinError: A character has no reading and `errors="raise"`.
+        """
+        readings = [(c, i) for run in _han_runs(text) for c, i in zip(run, self._read_run(run), strict=True)]
+        unread = next((c for c, i in readings if i is None), None)
+        if errors == "raise" and unread is not None:
+            raise PinyinError(f"{unread!r} (U+{ord(unread):04X}) has no pinyin reading. Drop it with errors='ignore'.")
+        kept = [(c, i) for c, i in readings if i is not None or errors == "keep"]
+        return "".join(c for c, _ in kept), [i for _, i in kept]
+
+    def _read_run(self, run: str) -> list[int | None]:
+        """Han only, or non-Han only: pypinyin keeps one reading a character in the first alone (a known trap)."""
+        if not is_han(run[0]):
+            return [None] * len(run)
+        from pypinyin import Style, lazy_pinyin
+
+        run = unicodedata.normalize("NFC", run)  # compatibility ideographs have no readings of their own
+        readings = lazy_pinyin(run, style=Style.TONE3, neutral_tone_with_five=True, v_to_u=True, errors=list)
+        return [self._id_or_none(reading) for reading in readings]
+
+    def _id_or_none(self, reading: str) -> int | None:
+        try:
+            return self.syllable_to_id(reading)
+        except PinyinError:  # an unread character comes back as itself
+            return None
+
+    @cached_property
+    def readings(self) -> dict[str, tuple[int, ...]]:
+        """Every reading of each character that pypinyin knows: {character: unit ids}, for constrained decoding."""
+        from pypinyin import Style, pinyin
+        from pypinyin.constants import PINYIN_DICT
+
+        table = {}
+        for character in map(chr, PINYIN_DICT):
+            options = pinyin(character, style=Style.TONE3, heteronym=True, neutral_tone_with_five=True, v_to_u=True)[0]
+            ids = {i for i in map(self._id_or_none, options) if i is not None}
+            if ids:
+                table[character] = tuple(sorted(ids))
+        return table
+
+
+def _han_runs(text: str) -> list[str]:
+    """Cut where Han and non-Han meet: "AI很好" -> ["AI", "很好"]."""
+    runs: list[str] = []
+    for character in text:
+        if runs and is_han(runs[-1][-1]) == is_han(character):
+            runs[-1] += character
+        else:
+            runs.append(character)
+    return runs
+
+
+__all__ = ["PinyinError", "PinyinTokenizer", "is_han"]

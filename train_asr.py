@@ -1,0 +1,151 @@
+"""Stage 2: speech enters the slot that pinyin had. The encoder is frozen; projector and lowest LoRA layers learn.
+
+    python train_asr.py recipes/mini.yaml:bridge     # the pinyin bridge alone, by CTC, on cached features
+    python train_asr.py recipes/mini.yaml:asr        # bridge and language model together
+    python train_asr.py --model p2c --manifests train.tsv --output_dir asr
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataArguments:
+    """The speech and what learns from it."""
+
+    manifests: list[str] = field(metadata={"help": "tsv or jsonl files: file, text, speaker, seconds."})
+    pinyin_manifests: list[str] = field(default_factory=list, metadata={"help": "The same with written pinyin as text."})
+    eval_manifests: list[str] = field(default_factory=list, metadata={"help": "Speech that is only written out."})
+    cache_features: str = field(default="data/features", metadata={"help": "Folder of the encoder's outputs."})
+    speeds: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Also learn from clips at these speeds."})
+    learn: str = field(default="text", metadata={"help": "pinyin: the bridge alone by CTC; text: characters too."})
+    lowest_layers: int = field(default=5, metadata={"help": "LLM layers that learn (the paper: 5); 0 for none."})
+    mask_time: float = field(default=0.0, metadata={"help": "Share of a clip's frames that is hidden, in short spans."})
+
+
+def read_speech(arguments: DataArguments, units):
+    """Manifests -> one dataset with `characters` and their `units`; rows without Han are dropped, and counted."""
+    from datasets import concatenate_datasets
+
+    from pinyin_llm.corpora.manifest import read_manifest
+    from pinyin_llm.text_normalization import han_only, read_aloud
+
+    def by_characters(text):
+        return dict(zip(("characters", "units"), units.encode_characters(han_only(read_aloud(text))), strict=True))
+
+    def by_syllables(text):
+        slots = units.encode_syllables(text, errors="ignore")
+        return {"characters": "", "units": [slot[0] for slot in slots if len(slot) == 1]}
+
+    parts = [read_manifest(path).map(by_characters, input_columns="text") for path in arguments.manifests]
+    if arguments.learn == "pinyin":
+        parts += [read_manifest(path).map(by_syllables, input_columns="text") for path in arguments.pinyin_manifests]
+    rows = concatenate_datasets(parts)
+    kept = rows.filter(len, input_columns="units")
+    return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "dropped_without_han": len(rows) - len(kept)}
+
+
+class SpeechCollator:
+    """Rows with cached encoder outputs -> audio_hidden_states, pinyin labels, and prompts with their answers."""
+
+    def __init__(self, processor, width: int, learn: str, mask_time: float = 0.0):
+        self.processor, self.width, self.learn, self.mask_time = processor, width, learn, mask_time
+
+    def __call__(self, rows: list[dict]):
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        from pinyin_llm.configuration_pinyin_llm import num_audio_slots
+        from pinyin_llm.corpora.features import unpack
+
+        hidden = [self._mask(unpack(row, self.width)) for row in rows]
+        mel_frames = torch.tensor([row["mel_frames"] for row in rows])
+        units = [torch.tensor(row["units"]) for row in rows]
+        batch = {
+            "audio_hidden_states": pad_sequence(hidden, batch_first=True),
+            "input_features_mask": (torch.arange(int(mel_frames.max())) < mel_frames[:, None]).long(),
+            "pinyin_labels": pad_sequence(units, batch_first=True, padding_value=-100),
+        }
+        if self.learn == "text":
+            counts = num_audio_slots(mel_frames, self.processor.projector_stride).tolist()
+            texts = [row["characters"] for row in rows]
+            batch |= self.processor.make_prompts(self.processor.audio_token_id, counts, texts)
+        return batch
+
+    def _mask(self, hidden):
+        """Hide spans of up to 0.2 s (after SpecAugment, Park et al. 2019), drawn from torch's generator."""
+        import torch
+
+        spans = int(self.mask_time * len(hidden) / 5)
+        for start, length in zip(torch.randint(len(hidden), (spans,)), torch.randint(1, 11, (spans,)), strict=True):
+            hidden[start : start + length] = 0
+        return hidden
+
+
+def write_evaluation(model, processor, arguments: DataArguments, rows: int):
+    """A function that transcribes the evaluation clips and scores characters and syllables."""
+    from pinyin_llm.audio_pinyin_llm import load_waveform
+    from pinyin_llm.corpora.manifest import read_manifest
+    from pinyin_llm.generation_pinyin_llm import hear_pinyin, transcribe_clips
+    from pinyin_llm.scoring import score, score_syllables
+
+    tables = {path: read_manifest(path) for path in arguments.eval_manifests}
+
+    def write():
+        metrics, samples = {}, []
+        for path, table in tables.items():
+            clips = [load_waveform(path) for path in table["audio"][:rows]]
+            references = table["text"][:rows]
+            name = path.rsplit("/", 2)[-2]
+            heard = hear_pinyin(model, processor, clips)
+            metrics |= {f"{name}_{k}": v for k, v in score_syllables(references, heard).items()}
+            if arguments.learn == "text":
+                hypotheses = transcribe_clips(model, processor, clips)
+                metrics[f"{name}_cer"] = score(references, hypotheses)["cer"]
+                samples += list(zip(references, hypotheses, strict=True))[:2]
+        return metrics, samples
+
+    return write
+
+
+def main(argv: list[str] | None = None) -> int:
+    from transformers import TrainingArguments
+
+    from pinyin_llm import training
+    from pinyin_llm.corpora.features import cache_features
+
+    classes = [training.ModelArguments, DataArguments, TrainingArguments]
+    arguments = training.parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="asr")
+    model_arguments, data_arguments, training_arguments = arguments
+    training.keep_freed_memory()
+
+    model, processor = training.load_model(model_arguments)
+    clips, counts = read_speech(data_arguments, processor.pinyin_tokenizer)
+    rows, dropped = cache_features(clips, model, processor, data_arguments.cache_features, data_arguments.speeds)
+    width = model.config.audio_config.d_model
+    collator = SpeechCollator(processor, width, data_arguments.learn, data_arguments.mask_time)
+    if model_arguments.dry_run:
+        print(counts | dropped, training.show_rows(collator([rows[0], rows[1]]), processor), sep="\n")
+        return 0
+
+    write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
+    layers = list(range(data_arguments.lowest_layers)) if data_arguments.learn == "text" else []
+    model = training.set_trainable(model, model_arguments, ["multi_modal_projector"], layers or None)
+    trainer = training.PinyinTrainer(
+        model,
+        training_arguments,
+        data_collator=collator,
+        train_dataset=rows,
+        eval_dataset=rows.select(()),
+        model_arguments=model_arguments,
+        write=write,
+    )
+    trainer.train(resume_from_checkpoint=training.resume_point(training_arguments.output_dir))
+    metrics = trainer.evaluate() if data_arguments.eval_manifests else {}
+    training.save_whole(model, processor, training_arguments.output_dir)
+    training.write_record(training_arguments.output_dir, arguments, counts | dropped, metrics)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Stage 1: the language model learns to write characters from pinyin, from text alone.
+
+    python train_p2c.py recipes/mini.yaml
+    python train_p2c.py --texts corpus.txt --output_dir p2c      # Whisper-large-v3 + LLaMA2-7b, LoRA
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DataArguments:
+    """The text and how it is read."""
+
+    texts: list[str] = field(metadata={"help": "Text files, one sentence a line (corpora/plain_text.py makes them)."})
+    eval_texts: list[str] = field(default_factory=list, metadata={"help": "tsv files: text, toned, toneless."})
+    most_characters: int = field(default=60, metadata={"help": "Longer sentences are dropped, and counted."})
+    num_proc: int = field(default=2, metadata={"help": "Processes that read the text."})
+
+
+def read_pairs(arguments: DataArguments, units):
+    """Sentences -> a dataset of `characters`, their `units` and `length`, and the counts for the record."""
+    from datasets import load_dataset
+
+    lines = load_dataset("text", data_files=arguments.texts, split="train")
+    pairs = lines.map(
+        lambda text: dict(zip(("characters", "units"), units.encode_characters(text), strict=True)),
+        input_columns="text",
+        remove_columns="text",
+        num_proc=arguments.num_proc,
+        desc="reading the text as pinyin",
+    )
+    pairs = pairs.map(lambda row: {"length": len(row)}, input_columns="units", num_proc=arguments.num_proc)
+    kept = pairs.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")
+    counts = {"sentences": len(kept), "characters": sum(kept["length"]), "dropped_by_length": len(pairs) - len(kept)}
+    return kept, counts
+
+
+class PairCollator:
+    """Rows of characters and units -> prompts whose pinyin is corrupted afresh each time.
+
+    The noise is drawn from torch's generator, which the Trainer saves: a resumed run sees the same corruptions.
+    """
+
+    def __init__(self, processor, noise):
+        self.processor, self.noise = processor, noise
+
+    def __call__(self, rows: list[dict]):
+        import numpy as np
+        import torch
+
+        random = np.random.default_rng(int(torch.randint(2**62, (1,))))
+        pinyin = [self.noise(row["units"], random) for row in rows]
+        batch = self.processor(pinyin=pinyin, text=[row["characters"] for row in rows])
+        learned = int((batch["labels"] != -100).sum(-1).max())
+        return {**batch, "logits_to_keep": learned + 1}
+
+
+def write_evaluation(model, processor, arguments: DataArguments, rows: int):
+    """A function that converts the evaluation rows, toned and toneless, and scores them."""
+    import csv
+
+    from pinyin_llm.generation_pinyin_llm import convert_pinyin
+    from pinyin_llm.scoring import score
+
+    tables = [list(csv.DictReader(open(file, encoding="utf-8"), delimiter="\t"))[:rows] for file in arguments.eval_texts]
+    lines = [row for table in tables for row in table]
+
+    def write():
+        references = [line["text"] for line in lines]
+        metrics = {}
+        for kind in ("toneless", "toned"):
+            hypotheses = convert_pinyin(model, processor, [line[kind] for line in lines])
+            metrics[f"{kind}_cer"] = score(references, hypotheses)["cer"]
+        return metrics, list(zip(references, hypotheses, strict=True))
+
+    return write
+
+
+def main(argv: list[str] | None = None) -> int:
+    from transformers import TrainingArguments
+
+    from pinyin_llm import training
+    from pinyin_llm.noise import NoiseArguments, PinyinNoise
+
+    classes = [training.ModelArguments, DataArguments, NoiseArguments, TrainingArguments]
+    arguments = training.parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="p2c")
+    model_arguments, data_arguments, noise_arguments, training_arguments = arguments
+    training.keep_freed_memory()
+
+    model, processor = training.load_model(model_arguments)
+    pairs, counts = read_pairs(data_arguments, processor.pinyin_tokenizer)
+    collator = PairCollator(processor, PinyinNoise(noise_arguments, processor.pinyin_tokenizer))
+    if model_arguments.dry_run:
+        print(counts, training.show_rows(collator([pairs[0], pairs[1]]), processor), sep="\n")
+        return 0
+
+    write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
+    every_layer = list(range(model.config.text_config.num_hidden_layers))
+    model = training.set_trainable(model, model_arguments, ["pinyin_embeddings"], every_layer)
+    trainer = training.PinyinTrainer(
+        model,
+        training_arguments,
+        data_collator=collator,
+        train_dataset=pairs,
+        eval_dataset=pairs.select(()),
+        model_arguments=model_arguments,
+        write=write,
+    )
+    trainer.train(resume_from_checkpoint=training.resume_point(training_arguments.output_dir))
+    metrics = trainer.evaluate() if data_arguments.eval_texts else {}
+    training.save_whole(model, processor, training_arguments.output_dir)
+    training.write_record(training_arguments.output_dir, arguments, counts, metrics)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
