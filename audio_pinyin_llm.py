@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +11,22 @@ import numpy as np
 
 SAMPLING_RATE = 16000
 MAX_CHANNELS = 32
+BLOCK_FRAMES = 2**18  # read at once: memory follows neither the length of a file nor what its header claims
 SILENCE_PEAK = 1e-3  # -60 dBFS around the mean: below it nobody speaks
 SHORTEST_SECONDS = 0.05
-CLIPPED_SHARE = 0.05
+CLIPPED_LEVEL, CLIPPED_SHARE = 0.999, 0.05
 FULL_SCALE = {np.dtype("int16"): 2.0**15, np.dtype("int32"): 2.0**31, np.dtype("uint8"): 2.0**7}
-MAGIC = {b"\x89PNG": "a PNG picture", b"%PDF": "a PDF", b"\xff\xd8\xff": "a JPEG picture", b"PK\x03\x04": "a zip archive",
-         b"GIF8": "a GIF picture", b"<!DO": "an HTML page", b"<htm": "an HTML page", b"\x1f\x8b": "a gzip archive"}  # fmt: skip
+MAGIC = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"GIF8": "a GIF picture", b"%PDF": "a PDF",
+         b"<!DOCTYPE": "an HTML page", b"<HTML": "an HTML page", b"PK\x03\x04": "a zip archive",
+         b"\x1f\x8b": "a gzip archive", b"\x1aE\xdf\xa3": "a WebM or Matroska file"}  # fmt: skip
 
 
 class AudioError(ValueError):
     """Audio that cannot be read; the message names it, what was found and what to do."""
+
+
+class AudioWarning(UserWarning):
+    """Audio that can be read, but whose text may suffer."""
 
 
 def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
@@ -33,54 +41,94 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
         AudioError: An empty, unreadable or impossible sound; NaN or infinite samples.
         ValueError: An array without its sampling rate.
     """
-    if isinstance(audio, (str, Path)):
-        return read_file(Path(audio))
-    if isinstance(audio, (bytes, bytearray)):
-        return _decode(io.BytesIO(audio), bytes(audio[:4]), "the bytes given")
+    if isinstance(audio, (str, Path, bytes, bytearray)):
+        return np.concatenate(list(read_blocks(audio)))
     if sampling_rate is None:
         raise ValueError("An array needs its sampling_rate in Hz, e.g. processor(audio, sampling_rate=16000).")
     return to_waveform(np.asarray(audio), sampling_rate)
 
 
-def read_file(path: Path) -> np.ndarray:
-    """A sound file of any rate and number of channels -> (samples,) float32 at 16 kHz."""
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file.")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes).")
-    with path.open("rb") as stream:
-        return _decode(stream, stream.read(4), str(path))
+def read_pieces(audio: str | Path | bytes, longest_seconds: float = 28.0) -> Iterator[np.ndarray]:
+    """A file of any length -> the pieces that `split_at_pauses` would cut, read as they are asked for."""
+    held = np.zeros(0, dtype=np.float32)
+    for block in read_blocks(audio):
+        held = np.concatenate([held, block])
+        *pieces, (start, _) = split_at_pauses(held, longest_seconds)
+        yield from (held[a:b] for a, b in pieces)
+        held = held[start:]
+    yield held
 
 
-def _decode(stream, head: bytes, name: str) -> np.ndarray:
+def read_blocks(audio: str | Path | bytes) -> Iterator[np.ndarray]:
+    """A file of any rate and number of channels -> its sound, (samples,) float32 at 16 kHz, block by block."""
+    if isinstance(audio, (bytes, bytearray)):
+        yield from _decode(io.BytesIO(audio), "the bytes given")
+        return
+    if not Path(audio).is_file():
+        raise AudioError(f"{audio}: no such file, or a folder.")
+    with _decoding(audio), Path(audio).open("rb") as stream:
+        yield from _decode(stream, str(audio))
+
+
+@contextmanager
+def _decoding(name):
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, MemoryError) as error:
+        found = str(getattr(error, "error_string", error)).rstrip(".")  # libsndfile's own words
+        raise AudioError(f"{name}: cannot be read as sound ({found}). Expected wav, flac, mp3 or ogg.") from error
+
+
+def seconds_of(path: str | Path) -> float:
+    """How long a file says it is; 0 for one that cannot be read."""
     import soundfile
 
-    kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None)
-    if kind:
-        raise AudioError(f"{name}: is {kind}, no sound. Expected wav, flac, mp3 or ogg.")
-    stream.seek(0)
     try:
-        samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        raise AudioError(f"{name}: cannot be read as sound ({error}). Expected wav, flac, mp3 or ogg.") from error
-    return to_waveform(samples.T, rate, name)
+        return soundfile.info(path).duration
+    except (OSError, RuntimeError, TypeError):
+        return 0.0
+
+
+def _decode(stream, name: str) -> Iterator[np.ndarray]:
+    import soundfile
+
+    _refuse_what_is_no_sound(stream.read(64), name)
+    stream.seek(0)
+    with _decoding(name), soundfile.SoundFile(stream) as sound:
+        if "(should be" in sound.extra_info:  # how libsndfile notes a header that the file does not fulfil
+            warnings.warn(f"{name}: is shorter than its header says; was it cut off?", AudioWarning, stacklevel=2)
+        resampler = _resampler(sound.samplerate, name)
+        frames = clipped = 0
+        while len(block := sound.read(BLOCK_FRAMES, dtype="float32", always_2d=True)):
+            mono = _mix(block, name, frames)
+            frames, clipped = frames + len(mono), clipped + _clipped(mono)
+            yield resampler.resample_chunk(mono)
+        yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+    _warn_if_clipped(clipped, frames, name)
+
+
+def _refuse_what_is_no_sound(head: bytes, name: str) -> None:
+    if not head:
+        raise AudioError(f"{name}: is empty (0 bytes). Expected wav, flac, mp3 or ogg.")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").upper()
+    kind = next((kind for magic, kind in MAGIC.items() if text.startswith(magic)), None)
+    kind = "an MP4 or M4A file" if head[4:8] == b"ftyp" else kind
+    if kind:
+        raise AudioError(f"{name}: is {kind}. Expected wav, flac, mp3 or ogg.")
 
 
 def to_waveform(samples: np.ndarray, sampling_rate: int, name: str = "array") -> np.ndarray:
     """Any array of samples -> (samples,) float32 in [-1, 1] at 16 kHz; the shorter axis of two is the channels."""
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and min(samples.shape) > MAX_CHANNELS):
-        raise AudioError(f"{name}: expected (samples,), (channels, samples) or (samples, channels), found {samples.shape}.")
-    if not 1000 <= sampling_rate <= 768000:
-        raise AudioError(f"{name}: expected a sampling rate of 1 to 768 kHz, found {sampling_rate} Hz.")
-    samples = _scale(samples, name)
-    wrong = np.flatnonzero(~np.isfinite(samples))
-    if wrong.size:
-        raise AudioError(f"{name}: sample {wrong[0]} is {samples.flat[wrong[0]]}. Expected finite numbers.")
-    if samples.ndim == 2:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))
-    if sampling_rate != SAMPLING_RATE:
-        samples = _resample(samples, sampling_rate, name)
-    return np.ascontiguousarray(samples, dtype=np.float32)
+    if samples.ndim not in (1, 2):
+        shapes = "(samples,), (channels, samples) or (samples, channels)"
+        raise AudioError(f"{name}: expected {shapes}, found {samples.shape}.")
+    samples, resampler = _scale(samples, name), _resampler(sampling_rate, name)
+    if samples.size == 0:
+        return np.zeros(0, dtype=np.float32)
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    mono = _mix(samples if np.argmin(samples.shape) == 1 else samples.T, name)
+    _warn_if_clipped(_clipped(mono), len(mono), name)
+    return resampler.resample_chunk(mono, last=True)
 
 
 def _scale(samples: np.ndarray, name: str) -> np.ndarray:
@@ -92,12 +140,36 @@ def _scale(samples: np.ndarray, name: str) -> np.ndarray:
     return samples
 
 
-def _resample(samples: np.ndarray, sampling_rate: int, name: str) -> np.ndarray:
+def _mix(samples: np.ndarray, name: str, first: int = 0) -> np.ndarray:
+    """(samples, channels) -> (samples,) float32; `first` is the place of the first one in its file."""
+    if samples.shape[1] > MAX_CHANNELS:
+        raise AudioError(f"{name}: expected at most {MAX_CHANNELS} channels, found {samples.shape[1]}.")
+    wrong = np.argwhere(~np.isfinite(samples))
+    if wrong.size:
+        frame, channel = wrong[0]
+        raise AudioError(f"{name}: sample {first + frame} is {samples[frame, channel]}. Expected finite numbers.")
+    return samples.mean(axis=1).astype(np.float32)
+
+
+def _resampler(sampling_rate: int, name: str):
     import soxr
 
+    if not 1000 <= sampling_rate <= 768000:
+        raise AudioError(f"{name}: expected a sampling rate of 1 to 768 kHz, found {sampling_rate} Hz.")
     if sampling_rate < SAMPLING_RATE:
-        warnings.warn(f"{name}: {sampling_rate} Hz; speech under 16 kHz is recognised less well.", stacklevel=2)
-    return soxr.resample(samples, sampling_rate, SAMPLING_RATE) if samples.size else samples
+        warning = f"{name}: {sampling_rate} Hz; speech under 16 kHz is recognised less well."
+        warnings.warn(warning, AudioWarning, stacklevel=3)
+    return soxr.ResampleStream(sampling_rate, SAMPLING_RATE, 1, dtype="float32")
+
+
+def _clipped(samples: np.ndarray) -> int:
+    return int(np.count_nonzero(np.abs(samples) >= CLIPPED_LEVEL))
+
+
+def _warn_if_clipped(clipped: int, samples: int, name: str) -> None:
+    if clipped > CLIPPED_SHARE * samples:
+        warning = f"{name}: {clipped / samples:.0%} of the samples are clipped; expect more errors."
+        warnings.warn(warning, AudioWarning, stacklevel=3)
 
 
 def why_no_speech(waveform: np.ndarray) -> str | None:
@@ -110,13 +182,6 @@ def why_no_speech(waveform: np.ndarray) -> str | None:
     return None
 
 
-def warn_if_clipped(waveform: np.ndarray, name: str) -> None:
-    """A warning where more than 5 % of the samples stand at full scale."""
-    share = float(np.mean(np.abs(waveform) >= 0.999)) if waveform.size else 0.0
-    if share > CLIPPED_SHARE:
-        warnings.warn(f"{name}: {share:.0%} of the samples are clipped; expect more errors.", stacklevel=2)
-
-
 def split_at_pauses(waveform: np.ndarray, longest_seconds: float = 28.0) -> list[tuple[int, int]]:
     """(samples,) at 16 kHz -> [(start, end)] in samples, none longer than `longest_seconds`, cut where it is quietest.
 
@@ -126,11 +191,12 @@ def split_at_pauses(waveform: np.ndarray, longest_seconds: float = 28.0) -> list
     pieces, start = [], 0
     while len(waveform) - start > longest:
         search = waveform[start + longest // 2 : start + longest]
-        energy = np.convolve(search**2, np.ones(window), mode="valid")[:: window // 4]
+        power = np.cumsum(search.astype(np.float64) ** 2)
+        energy = (power[window:] - power[:-window])[:: window // 4]
         end = start + longest // 2 + int(energy.argmin()) * (window // 4) + window // 2
         pieces.append((start, end))
         start = end
     return [*pieces, (start, len(waveform))]
 
 
-__all__ = ["AudioError", "load_waveform", "split_at_pauses", "warn_if_clipped", "why_no_speech"]
+__all__ = ["AudioError", "AudioWarning", "load_waveform", "read_pieces", "split_at_pauses", "why_no_speech"]

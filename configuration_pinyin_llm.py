@@ -84,6 +84,10 @@ class PinyinLlamaConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         return self.text_config.vocab_size
 
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.validate_architecture()  # here it is a ValueError; as a validator alone, an error of huggingface_hub
+
     def validate_architecture(self):
         """Numbers that contradict each other, named before any weight is read.
 

@@ -7,6 +7,9 @@ from .audio_pinyin_llm import SAMPLING_RATE, split_at_pauses, why_no_speech
 from .tokenization_pinyin_llm import PinyinTokenizer
 
 
+ONLY_DEN4 = "扽"  # the one syllable that GB 2312 has no character for
+
+
 class PinyinConstraint:
     """What each pinyin unit can be written as, in the tokens of one tokenizer.
 
@@ -24,14 +27,13 @@ class PinyinConstraint:
         self.weight, self.floor = weight, floor
         self.num_units, self.eos_token_id = len(pinyin_tokenizer), tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()
-        readings = {c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c)}
+        readings = {c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c) or c == ONLY_DEN4}
         written = tokenizer(list(readings), add_special_tokens=False).input_ids
         blank = tokenizer("", add_special_tokens=False).input_ids  # some tokenizers begin every text with a piece
         self.sequences = [tuple(ids[len(blank) :]) for ids in written]
         self.complete = set(self.sequences)
         self.starts = torch.tensor(sorted({sequence[0] for sequence in self.sequences}))
-        pairs = [(c, unit) for c, units in enumerate(readings.values()) for unit in units]
-        self.characters, self.units = torch.tensor(pairs).T
+        self.characters, self.units = torch.tensor(_readable_pairs(list(readings.values()), pinyin_tokenizer)).T
         self._continuations: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def bind(self, units: torch.Tensor, prompt_length: int) -> "PinyinLogitsProcessor":
@@ -75,18 +77,33 @@ class PinyinLogitsProcessor(LogitsProcessor):
         """(R, L) tokens so far and (R, V) scores of the next -> scores, impossible tokens at -inf."""
         beams = len(input_ids) // len(self.filled)
         allowed = torch.full_like(scores, -torch.inf)
+        end = self.constraint.eos_token_id
         for row, tokens in enumerate(input_ids[:, self.prompt_length :]):
             slot, prefix = self.constraint.progress(tokens)
-            if slot >= self.filled[row // beams]:
-                allowed[row, self.constraint.eos_token_id] = 0.0
+            if slot >= self.filled[row // beams] or (tokens == end).any():
+                allowed[row, end] = 0.0
                 continue
             characters, following = self.constraint.continuations(prefix)
             heard = self.scores[row // beams, slot, characters].to(scores.dtype)
             allowed[row].scatter_reduce_(0, following, heard, "amax")
             if allowed[row].isneginf().all():  # no character is read so: the language model is free
                 allowed[row] = 0.0
-                allowed[row, self.constraint.eos_token_id] = -torch.inf
+                allowed[row, end] = -torch.inf
         return scores + allowed
+
+
+def _readable_pairs(readings: list[tuple[int, ...]], pinyin_tokenizer: PinyinTokenizer) -> list[tuple[int, int]]:
+    """(character number, unit) of all that may be written for a unit.
+
+    Besides its own readings any character may be said in the neutral tone (妈妈 is ma1 ma5), and a unit that is no
+    character's reading is written like the other tones of its syllable.
+    """
+    tones = [pinyin_tokenizer.bases[unit[:-1]] for unit in pinyin_tokenizer.units]
+    read = {unit for units in readings for unit in units}
+    loose = [unit for unit, name in enumerate(pinyin_tokenizer.units) if name[-1] == "5" or unit not in read]
+    spread = {unit: [other for other in loose if other in tones[unit]] for unit in read}
+    pairs = {(c, other) for c, units in enumerate(readings) for unit in units for other in (unit, *spread[unit])}
+    return sorted(pairs)
 
 
 def _in_gb2312(character: str) -> bool:

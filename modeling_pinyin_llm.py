@@ -8,6 +8,7 @@ model, L text length, U pinyin units.
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, WhisperModel
 from transformers import initialization as init
@@ -17,6 +18,15 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
 from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_pinyin_llm.PinyinLlamaConfig",
+    "AutoModel": "modeling_pinyin_llm.PinyinLlamaForASR",
+    "AutoModelForSpeechSeq2Seq": "modeling_pinyin_llm.PinyinLlamaForASR",
+    "AutoModelForMultimodalLM": "modeling_pinyin_llm.PinyinLlamaForASR",
+    "AutoProcessor": "processing_pinyin_llm.PinyinLlamaProcessor",
+}
 
 
 @dataclass
@@ -80,6 +90,7 @@ class PinyinLlamaPreTrainedModel(PreTrainedModel):
     config_class = PinyinLlamaConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    _auto_class = "AutoModel"  # save_pretrained copies the code beside the weights
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -127,6 +138,11 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
     def get_decoder(self):
         return self.language_model.get_decoder()
 
+    def save_pretrained(self, *args, **kwargs):
+        """As in transformers; the folder loads with trust_remote_code=True where this package is not installed."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As in transformers, but a checkpoint that lacks weights or holds NaN is refused, never filled at random.
@@ -134,9 +150,11 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: The keys that are missing, left over, of another shape, or not finite.
         """
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"{pretrained_model_name_or_path}: broken safetensors ({error}). Fetch it again.") from error
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         broken = [n for n, p in model.named_parameters() if p.device.type != "meta" and not p.isfinite().all()]
         if broken:
@@ -199,10 +217,11 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         return inputs_embeds, attention_mask.masked_scatter(places, filled)
 
     def merge_inputs(self, input_ids, attention_mask, slots_by_token):
-        """Token ids with placeholders -> (inputs_embeds (B, L, H), attention_mask (B, L))."""
+        """Token ids with placeholders -> (inputs_embeds (B, L, H), attention_mask (B, L), or `None` without slots)."""
         placeholders = (input_ids == self.config.audio_token_id) | (input_ids == self.config.pinyin_token_id)
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
-        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if attention_mask is None and slots_by_token:  # in a cached step, ones for the new token would hide the cache
+            attention_mask = torch.ones_like(input_ids)
         for token_id, slots in slots_by_token.items():
             inputs_embeds, attention_mask = self._fill(token_id, slots, input_ids, inputs_embeds, attention_mask)
         return inputs_embeds, attention_mask
@@ -269,6 +288,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 logits_to_keep=logits_to_keep,
                 **kwargs,
             )
+            if self.training and labels is not None:
+                text.logits = None  # the largest tensor of the step, and mixed precision would copy it to float32
             for name in ("loss", "logits", "past_key_values", "hidden_states", "attentions"):
                 output[name] = text.get(name)
         return self._with_ctc(output)
@@ -307,6 +328,11 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         if pinyin_constraint is not None:
             (filling,) = slots.values()
             units = filling.units if filling.units is not None else pinyin_ids
+            if units is None:
+                raise ValueError(
+                    f"projector_type={self.config.projector_type!r} hears no pinyin: expected pinyin_ids or a pinyin_bridge "
+                    "for pinyin_constraint. Leave the constraint out."
+                )
             logits_processor = [*(logits_processor or []), pinyin_constraint.bind(units, input_ids.shape[1])]
         return super().generate(
             input_ids=input_ids, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs

@@ -32,6 +32,8 @@ class PinyinLlamaProcessor(ProcessorMixin):
         pinyin_units: The 1417 syllables with blanks between; by default those of this release.
     """
 
+    _auto_class = "AutoProcessor"
+
     def __init__(
         self,
         feature_extractor=None,
@@ -58,6 +60,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
         text: str | list[str] | None = None,
         pinyin: str | list | None = None,
         sampling_rate: int | None = None,
+        padding_side: str = "left",
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Prompts for speech or for pinyin, with answers to learn from if `text` is given.
@@ -68,9 +71,10 @@ class PinyinLlamaProcessor(ProcessorMixin):
             pinyin: One row or a list: written syllables ("ni3 hao3", "ni hao", "nǐ hǎo"), or lists of unit ids (a
                 tuple of ids for a syllable without tone).
             sampling_rate: Of the arrays.
+            padding_side: "left" to generate; "right" to learn, where causal attention needs no mask for it.
 
         Returns:
-            input_ids and attention_mask (B, L), left-padded; input_features (B, M, F) float32 and
+            input_ids and attention_mask (B, L); input_features (B, M, F) float32 and
             input_features_mask (B, F), or pinyin_ids (B, N, K) padded with -1; labels (B, L).
 
         Raises:
@@ -86,7 +90,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else text
         if texts is not None and len(texts) != len(counts):
             raise ValueError(f"Expected one text a row, found {len(texts)} texts for {len(counts)} rows.")
-        return BatchFeature({**self.make_prompts(token_id, counts, texts), **data})
+        return BatchFeature({**self.make_prompts(token_id, counts, texts, padding_side), **data})
 
     @lru_cache(maxsize=4)  # noqa: B019  (a processor lives as long as the process)
     def _prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
@@ -96,7 +100,9 @@ class PinyinLlamaProcessor(ProcessorMixin):
         ids += self.tokenizer(before, add_special_tokens=False).input_ids if before else []
         return ids, self.tokenizer(behind, add_special_tokens=False).input_ids if behind else []
 
-    def make_prompts(self, token_id: int, counts: list[int], texts: list[str] | None = None) -> dict[str, torch.Tensor]:
+    def make_prompts(
+        self, token_id: int, counts: list[int], texts: list[str] | None = None, padding_side: str = "left"
+    ) -> dict[str, torch.Tensor]:
         """Prompts with `counts[b]` placeholders each -> input_ids, attention_mask (B, L) and labels."""
         before, behind = self._prompt_ids(self.prompt)
         rows = [[*before, *[token_id] * count, *behind] for count in counts]
@@ -108,9 +114,10 @@ class PinyinLlamaProcessor(ProcessorMixin):
         input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id)
         attention_mask, labels = np.zeros_like(input_ids), np.full_like(input_ids, IGNORED)
         for b, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-            start = length - len(row) - len(answer)
-            input_ids[b, start:], attention_mask[b, start:] = [*row, *answer], 1
-            labels[b, length - len(answer) :] = answer
+            size = len(row) + len(answer)
+            start = length - size if padding_side == "left" else 0
+            input_ids[b, start : start + size], attention_mask[b, start : start + size] = [*row, *answer], 1
+            labels[b, start + len(row) : start + size] = answer
         batch = {"input_ids": input_ids, "attention_mask": attention_mask} | ({"labels": labels} if texts is not None else {})
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
@@ -128,7 +135,8 @@ class PinyinLlamaProcessor(ProcessorMixin):
         """(samples,) float32 at 16 kHz -> (M, F) log-mel, F = samples // 160; never padded to 30 s."""
         frames = max(len(waveform) // HOP_LENGTH, 1)
         padded = np.pad(waveform, (0, STFT_REACH + HOP_LENGTH))
-        features = self.feature_extractor(padded, sampling_rate=16000, padding="do_not_pad", return_tensors="pt")
+        options = {"padding": "do_not_pad", "truncation": False, "return_tensors": "pt"}
+        features = self.feature_extractor(padded, sampling_rate=16000, **options)
         return features.input_features[0, :, :frames]
 
     def pad_features(self, features: list[torch.Tensor]) -> tuple[dict, list[int]]:

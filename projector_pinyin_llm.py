@@ -138,9 +138,11 @@ class PinyinBridge(nn.Module):
     def forward(self, hidden: torch.Tensor, frames: torch.Tensor, pinyin_table: torch.Tensor) -> AudioSlots:
         """(B, T, D), (B,) valid frames and the (U, H) pinyin table -> slots (B, N, H), N = ceil(T / stride)."""
         slots = -(-hidden.shape[1] // self.stride)
+        own = length_mask(-(-frames // self.stride), slots)  # a short clip has fewer slots than its neighbours
         states, frames = self.encode(hidden, frames)
         log_probs = self.classify(states)
         members, best = segment(log_probs, frames, slots)
+        members = members & own.unsqueeze(-1)
         weights = members / members.sum(-1, keepdim=True).clamp(min=1)  # B, N, S
         units = weights.to(log_probs.dtype) @ log_probs[..., 1:].exp()
         units = units / units.sum(-1, keepdim=True).clamp(min=1e-6)

@@ -1,7 +1,9 @@
 """Character error rate as this package reports it: one normaliser, an interval, kinds of error, homophones."""
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cache
+from pathlib import Path
 
 import jiwer
 import numpy as np
@@ -11,6 +13,7 @@ from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
 
 
 BOOTSTRAP_SAMPLES = 1000
+FILE_COLUMNS = {"file", "id", "path"}
 
 
 @dataclass
@@ -39,6 +42,18 @@ class Score:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    def __str__(self) -> str:
+        rows = {
+            "CER": f"{self.cer:.2%} (95 % interval {self.low:.2%} to {self.high:.2%})",
+            "substitutions": self.substitutions,
+            "deletions": self.deletions,
+            "insertions": self.insertions,
+            "homophones": f"{self.homophones:.1%} of the errors",
+            "characters": self.characters,
+            "utterances": self.utterances,
+        }
+        return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
 
 def score(references: list[str], hypotheses: list[str]) -> Score:
@@ -69,6 +84,53 @@ def score(references: list[str], hypotheses: list[str]) -> Score:
         characters=int(lengths.sum()),
         utterances=len(said),
     )
+
+
+def score_each(references: list[str], hypotheses: list[str]) -> list[float]:
+    """CER of each utterance alone; NaN where a reference holds no character."""
+    pairs = zip(references, hypotheses, strict=True)
+    return [score([said], [wrote]).cer if normalize_text(said) else math.nan for said, wrote in pairs]
+
+
+def read_texts(path: str | Path) -> dict[str, str]:
+    """A tsv of file and text -> {name of the file: text}.
+
+    A header line may name the columns (`file`, `id` or `path`; `text`); without one they are the first two. Folders
+    are left out of the names, so that references and transcripts may lie in different ones.
+
+    Raises:
+        ValueError: The line without a text column, or the file that comes twice.
+    """
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    file_column, text_column, first = 0, 1, 0
+    header = lines[0].lower().split("\t") if lines else []
+    if "text" in header and FILE_COLUMNS & set(header):
+        file_column = next(i for i, name in enumerate(header) if name in FILE_COLUMNS)
+        text_column, first = header.index("text"), 1
+    texts = {}
+    for number, line in enumerate(lines[first:], start=first + 1):
+        cells = line.split("\t")
+        if len(cells) <= max(file_column, text_column):
+            raise ValueError(f"{path}, line {number}: expected file TAB text, found {line!r}.")
+        name = Path(cells[file_column]).name
+        if name in texts:
+            raise ValueError(f"{path}, line {number}: {name} comes twice. Keep one text a file.")
+        texts[name] = cells[text_column]
+    return texts
+
+
+def pair_texts(references: dict[str, str], hypotheses: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Texts by file -> parallel lists, in the order of the references.
+
+    Raises:
+        ValueError: The files that have a text on one side only.
+    """
+    missing, extra = references.keys() - hypotheses.keys(), hypotheses.keys() - references.keys()
+    if missing or extra:
+        kinds = {"missing": missing, "extra": extra}
+        found = "; ".join(f"{kind}: {', '.join(sorted(files))}" for kind, files in kinds.items() if files)
+        raise ValueError(f"Expected one text for each of the {len(references)} references, found {found}.")
+    return list(references.values()), [hypotheses[name] for name in references]
 
 
 def _count(alignment: list) -> tuple[int, int, int]:

@@ -94,6 +94,7 @@ class PinyinTokenizer:
         Returns:
             For each syllable one id, or all tones of its base where no tone is written.
         """
+        _check_policy(errors, ("raise", "ignore"))
         slots = []
         for written in re.split(r"[\s'’·]+", unicodedata.normalize("NFKC", text).strip().lower()):
             try:
@@ -130,6 +131,7 @@ class PinyinTokenizer:
         Raises:
             PinyinError: A character has no reading and `errors="raise"`.
         """
+        _check_policy(errors, ("ignore", "raise", "keep"))
         readings = [(c, i) for run in _han_runs(text) for c, i in zip(run, self._read_run(run), strict=True)]
         unread = next((c for c, i in readings if i is None), None)
         if errors == "raise" and unread is not None:
@@ -165,7 +167,13 @@ class PinyinTokenizer:
             ids = {i for i in map(self._id_or_none, options) if i is not None}
             if ids:
                 table[character] = tuple(sorted(ids))
+        table["儿"] += (self.ids["r5"],)  # 花儿 is hua1 r5
         return table
+
+
+def _check_policy(errors: str, known: tuple[str, ...]) -> None:
+    if errors not in known:
+        raise ValueError(f"errors must be one of {known}, found {errors!r}.")
 
 
 def _han_runs(text: str) -> list[str]:

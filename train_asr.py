@@ -13,36 +13,49 @@ from dataclasses import dataclass, field
 class DataArguments:
     """The speech and what learns from it."""
 
-    manifests: list[str] = field(metadata={"help": "tsv or jsonl files: file, text, speaker, seconds."})
-    pinyin_manifests: list[str] = field(default_factory=list, metadata={"help": "The same with written pinyin as text."})
+    manifests: list[str] = field(metadata={"help": "Sentences. tsv or jsonl files: file, text, speaker, seconds."})
+    word_manifests: list[str] = field(default_factory=list, metadata={"help": "Words or syllables recorded alone."})
     eval_manifests: list[str] = field(default_factory=list, metadata={"help": "Speech that is only written out."})
     cache_features: str = field(default="data/features", metadata={"help": "Folder of the encoder's outputs."})
-    speeds: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Also learn from clips at these speeds."})
+    speeds: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Learn sentences at these speeds."})
     learn: str = field(default="text", metadata={"help": "pinyin: the bridge alone by CTC; text: characters too."})
     lowest_layers: int = field(default=5, metadata={"help": "LLM layers that learn (the paper: 5); 0 for none."})
     mask_time: float = field(default=0.0, metadata={"help": "Share of a clip's frames that is hidden, in short spans."})
 
 
-def read_speech(arguments: DataArguments, units):
-    """Manifests -> one dataset with `characters` and their `units`; rows without Han are dropped, and counted."""
+def read_speech(manifests: list[str], units):
+    """Manifests -> one dataset with `characters` and their `units`, and counts; written pinyin counts as text, too."""
     from datasets import concatenate_datasets
 
     from pinyin_llm.corpora.manifest import read_manifest
     from pinyin_llm.text_normalization import han_only, read_aloud
 
-    def by_characters(text):
-        return dict(zip(("characters", "units"), units.encode_characters(han_only(read_aloud(text))), strict=True))
+    def read(text):
+        characters, ids = units.encode_characters(han_only(read_aloud(text)))
+        slots = [] if ids else units.encode_syllables(text, errors="ignore")
+        return {"characters": characters, "units": ids or [slot[0] for slot in slots if len(slot) == 1]}
 
-    def by_syllables(text):
-        slots = units.encode_syllables(text, errors="ignore")
-        return {"characters": "", "units": [slot[0] for slot in slots if len(slot) == 1]}
-
-    parts = [read_manifest(path).map(by_characters, input_columns="text") for path in arguments.manifests]
-    if arguments.learn == "pinyin":
-        parts += [read_manifest(path).map(by_syllables, input_columns="text") for path in arguments.pinyin_manifests]
-    rows = concatenate_datasets(parts)
+    rows = concatenate_datasets([read_manifest(path) for path in manifests]).map(read, input_columns="text")
     kept = rows.filter(len, input_columns="units")
-    return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "dropped_without_han": len(rows) - len(kept)}
+    return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "without_text": len(rows) - len(kept)}
+
+
+def read_features(arguments: DataArguments, model, processor):
+    """The encoder's output for all that is learned from, and the counts for the record."""
+    from datasets import concatenate_datasets
+
+    from pinyin_llm.corpora.features import cache_features
+
+    groups = {"sentences": (arguments.manifests, arguments.speeds)}
+    if arguments.learn == "pinyin" and arguments.word_manifests:
+        groups["words"] = (arguments.word_manifests, [1.0])
+    parts, counts = [], {}
+    for name, (manifests, speeds) in groups.items():
+        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
+        rows, dropped = cache_features(clips, model, processor, arguments.cache_features, speeds)
+        counts[name] |= dropped
+        parts.append(rows)
+    return concatenate_datasets(parts), counts
 
 
 class SpeechCollator:
@@ -109,23 +122,22 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
 
 
 def main(argv: list[str] | None = None) -> int:
-    from transformers import TrainingArguments
+    from pinyin_llm.arguments import ModelArguments, parse_arguments
+
+    classes = [ModelArguments, DataArguments]
+    arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="asr")
+    model_arguments, data_arguments, training_arguments = arguments
 
     from pinyin_llm import training
-    from pinyin_llm.corpora.features import cache_features
 
-    classes = [training.ModelArguments, DataArguments, TrainingArguments]
-    arguments = training.parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="asr")
-    model_arguments, data_arguments, training_arguments = arguments
     training.keep_freed_memory()
 
     model, processor = training.load_model(model_arguments)
-    clips, counts = read_speech(data_arguments, processor.pinyin_tokenizer)
-    rows, dropped = cache_features(clips, model, processor, data_arguments.cache_features, data_arguments.speeds)
+    rows, counts = read_features(data_arguments, model, processor)
     width = model.config.audio_config.d_model
     collator = SpeechCollator(processor, width, data_arguments.learn, data_arguments.mask_time)
     if model_arguments.dry_run:
-        print(counts | dropped, training.show_rows(collator([rows[0], rows[1]]), processor), sep="\n")
+        print(counts, training.show_rows(collator([rows[0], rows[1]]), processor), sep="\n")
         return 0
 
     write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
@@ -143,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer.train(resume_from_checkpoint=training.resume_point(training_arguments.output_dir))
     metrics = trainer.evaluate() if data_arguments.eval_manifests else {}
     training.save_whole(model, processor, training_arguments.output_dir)
-    training.write_record(training_arguments.output_dir, arguments, counts | dropped, metrics)
+    training.write_record(training_arguments.output_dir, arguments, counts, metrics)
     return 0
 
 

@@ -51,9 +51,11 @@ class PairCollator:
 
         random = np.random.default_rng(int(torch.randint(2**62, (1,))))
         pinyin = [self.noise(row["units"], random) for row in rows]
-        batch = self.processor(pinyin=pinyin, text=[row["characters"] for row in rows])
-        learned = int((batch["labels"] != -100).sum(-1).max())
-        return {**batch, "logits_to_keep": learned + 1}
+        texts = [row["characters"] for row in rows]
+        batch = self.processor(pinyin=pinyin, text=texts, padding_side="right")
+        del batch["attention_mask"]  # what stands right of a row is behind it: causal attention never looks there
+        first_answer = int((batch["labels"] != -100).int().argmax(-1).min())
+        return {**batch, "logits_to_keep": batch["labels"].shape[1] - first_answer + 1}
 
 
 def write_evaluation(model, processor, arguments: DataArguments, rows: int):
@@ -78,14 +80,15 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
 
 
 def main(argv: list[str] | None = None) -> int:
-    from transformers import TrainingArguments
-
-    from pinyin_llm import training
+    from pinyin_llm.arguments import ModelArguments, parse_arguments
     from pinyin_llm.noise import NoiseArguments, PinyinNoise
 
-    classes = [training.ModelArguments, DataArguments, NoiseArguments, TrainingArguments]
-    arguments = training.parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="p2c")
+    classes = [ModelArguments, DataArguments, NoiseArguments]
+    arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="p2c")
     model_arguments, data_arguments, noise_arguments, training_arguments = arguments
+
+    from pinyin_llm import training
+
     training.keep_freed_memory()
 
     model, processor = training.load_model(model_arguments)

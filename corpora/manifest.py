@@ -1,10 +1,18 @@
-"""Speech as users have it: a tsv or jsonl of audio files and what is said in them -> one schema."""
+"""Speech as users have it: a tsv or jsonl of audio files and what is said in them -> one schema.
+
+python -m pinyin_llm.corpora.manifest --manifests DIR/manifest.tsv --held_out files.txt   # DIR/train.tsv, DIR/held_out.tsv
+"""
 
 import csv
 import json
+import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 COLUMNS = ("id", "audio", "text", "speaker", "seconds")
@@ -14,7 +22,7 @@ class ManifestError(ValueError):
     """A manifest that cannot be read; the message names the file, the row and what was expected."""
 
 
-def read_manifest(path: str | Path) -> Dataset:
+def read_manifest(path: str | Path) -> "Dataset":
     """A manifest with the columns file (or audio) and text, and perhaps speaker and seconds.
 
     Args:
@@ -26,6 +34,8 @@ def read_manifest(path: str | Path) -> Dataset:
     Raises:
         ManifestError: A column is missing, or a file lies outside the manifest's folder.
     """
+    from datasets import Dataset
+
     path = Path(path)
     return Dataset.from_list([_row(path, number, row) for number, row in enumerate(_read_rows(path), start=1)])
 
@@ -47,3 +57,36 @@ def _row(path: Path, number: int, row: dict) -> dict:
         raise ManifestError(f"{path}, row {number}: {file} lies outside the manifest's folder. Give an absolute path.")
     seconds, speaker = float(row.get("seconds") or 0), str(row.get("speaker") or "")
     return dict(zip(COLUMNS, (Path(file).stem, str(audio), text, speaker, seconds), strict=True))
+
+
+@dataclass
+class SplitArguments:
+    """Which files are kept out of training."""
+
+    manifests: list[str] = field(metadata={"help": "tsv manifests; train.tsv and held_out.tsv are written beside each."})
+    held_out: str = field(metadata={"help": "Names of files, one a line."})
+
+
+def split_manifest(path: Path, held_out: set[str]) -> tuple[int, int]:
+    """Write the rows of `path` whose file is named to held_out.tsv beside it, the others to train.tsv; the counts."""
+    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    kept_out = [row for row in rows if row.split("\t")[0] in held_out]
+    rest = [row for row in rows if row.split("\t")[0] not in held_out]
+    for name, part in (("train.tsv", rest), ("held_out.tsv", kept_out)):
+        path.with_name(name).write_text("\n".join([header, *part]) + "\n", encoding="utf-8")
+    return len(rest), len(kept_out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    from transformers import HfArgumentParser
+
+    (arguments,) = HfArgumentParser(SplitArguments).parse_args_into_dataclasses(argv)
+    held_out = set(Path(arguments.held_out).read_text(encoding="utf-8").split())
+    for manifest in arguments.manifests:
+        train, kept_out = split_manifest(Path(manifest), held_out)
+        print(f"{manifest}: {train} rows to learn from, {kept_out} held out")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Speech to characters: CER beside Whisper-base's own decoder, same clips, same normaliser; time and memory.
+
+    python benchmarks/asr.py --whisper data/whisper-base data/speech/aishell1_S0150/held_out.tsv ...
+
+Both run in this process on the same threads, one clip at a time and greedily unless told otherwise; the times are given
+as a ratio. Peak memory is that of a fresh process that transcribes the same clips.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+from tabulate import tabulate
+from tqdm import tqdm
+
+from pinyin_llm.audio_pinyin_llm import load_waveform
+from pinyin_llm.corpora.manifest import read_manifest
+from pinyin_llm.generation_pinyin_llm import hear_pinyin, transcribe_clips
+from pinyin_llm.scoring import score, score_syllables
+from pinyin_llm.transcription import MINI_MODEL, load_model
+
+
+def whisper_transcriber(folder: str):
+    """transformers' Whisper: (waveforms, batch size, beams) -> texts."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    processor = WhisperProcessor.from_pretrained(folder)
+    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
+
+    def transcribe(waveforms, batch_size, num_beams):
+        texts = []
+        for start in range(0, len(waveforms), batch_size):
+            batch = waveforms[start : start + batch_size]
+            inputs = processor(batch, sampling_rate=16000, return_tensors="pt")
+            ids = model.generate(inputs.input_features, language="zh", task="transcribe", num_beams=num_beams)
+            texts += processor.batch_decode(ids, skip_special_tokens=True)
+        return texts
+
+    return transcribe
+
+
+def measure(manifest: str, transcribe, whisper, arguments) -> list[list[str]]:
+    """The two lines of one test set."""
+    rows = read_manifest(manifest)
+    clips = [load_waveform(path) for path in tqdm(rows["audio"][: arguments.rows], desc=manifest)]
+    said = rows["text"][: arguments.rows]
+    speech = sum(map(len, clips)) / 16000
+    lines, times = [], []
+    for name, system in (("PinyinLLM mini", transcribe), ("Whisper-base", whisper)):
+        system(clips[:1], 1, arguments.num_beams)  # warm up
+        start = time.perf_counter()
+        texts = system(clips, arguments.batch_size, arguments.num_beams)
+        times.append(time.perf_counter() - start)
+        s = score(said, texts)
+        cells = [f"{100 * s.cer:.1f} ({100 * s.low:.1f} - {100 * s.high:.1f})", s.substitutions, s.deletions, s.insertions]
+        share = f"{100 * s.homophones:.0f} %"
+        lines.append([manifest, name, *cells, share, f"{times[-1] / speech:.3f}", f"{times[-1] / times[0]:.2f}"])
+    return lines
+
+
+def peak_memory(model: str, files: list[str]) -> float:
+    """GiB of a fresh `pinyin-llm transcribe`."""
+    command = [sys.executable, "-m", "pinyin_llm.cli", "transcribe", "--model", str(model), *files]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifests", nargs="+", help="tsv or jsonl: file, text")
+    parser.add_argument("--model", default=MINI_MODEL)
+    parser.add_argument("--whisper", default="openai/whisper-base")
+    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=None, help="only the first clips of each manifest")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    model, processor = load_model(arguments.model)
+
+    def transcribe(clips, batch_size, num_beams):
+        return transcribe_clips(model, processor, clips, batch_size, num_beams=num_beams)
+
+    whisper = whisper_transcriber(arguments.whisper)
+    lines = [line for path in arguments.manifests for line in measure(path, transcribe, whisper, arguments)]
+    headers = ["set", "system", "CER % (95 %)", "S", "D", "I", "homophones", "RTF", "time / ours"]
+    print(tabulate(lines, headers=headers, tablefmt="github"))
+    if model.config.projector_type == "pinyin_bridge":
+        print_syllables(arguments, model, processor)
+    files = [path for manifest in arguments.manifests for path in read_manifest(manifest)["audio"][:8]]
+    print(f"\nPeak memory of pinyin-llm transcribe on {len(files)} clips: {peak_memory(arguments.model, files):.2f} GiB")
+
+
+def print_syllables(arguments, model, processor) -> None:
+    """What the bridge hears wrong, before the language model reads it."""
+    lines = []
+    for manifest in arguments.manifests:
+        rows = read_manifest(manifest)
+        clips = [load_waveform(path) for path in rows["audio"][: arguments.rows]]
+        rates = score_syllables(rows["text"][: arguments.rows], hear_pinyin(model, processor, clips))
+        lines.append([manifest, *(f"{100 * rate:.1f}" for rate in rates.values())])
+    print()
+    print(tabulate(lines, headers=["set", "toned syllables wrong %", "toneless %"], tablefmt="github"))
+
+
+if __name__ == "__main__":
+    main()

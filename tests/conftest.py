@@ -1,0 +1,112 @@
+"""Everything the tests stand on is made here: tiny random models, a tokenizer of some sixty characters, tones as speech."""
+
+import os
+import tempfile
+
+
+CACHE = tempfile.TemporaryDirectory(prefix="pinyin_llm_tests_")
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "TOKENIZERS_PARALLELISM": "false"}  # before transformers
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
+
+from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcessor
+from pinyin_llm.corpora.han_llama import build_tokenizer
+
+
+torch.set_num_threads(1)
+
+CHARACTERS = "：汉字你好中国人民大学生日快乐长江黄河银行走路重庆要上海北京天地山水火木金土一二三四五六七八九十百千万我他她们的了在是不有这"
+KINDS = ("mean", "max", "attention", "stack", "conv", "pinyin_bridge")
+WEIGHT_SPREAD = 0.2  # the usual 0.02 keeps all logits of a tiny model within a tolerance of each other
+
+
+def tone(seconds: float, hertz: float = 300.0) -> np.ndarray:
+    """(samples,) at 16 kHz: a rising tone with a little noise."""
+    time = np.arange(int(seconds * 16000)) / 16000
+    noise = np.random.default_rng(int(hertz)).normal(scale=0.01, size=time.shape)
+    return (0.3 * np.sin(2 * np.pi * hertz * time * (1 + time)) + noise).astype(np.float32)
+
+
+def whisper_config() -> WhisperConfig:
+    sizes = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 32}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 32, "vocab_size": 64}
+    tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 3)
+    return WhisperConfig(num_mel_bins=80, **sizes, **decoder, **tokens)
+
+
+@cache
+def build_processor(prompt: str = "{slot}：", stride: int = 4) -> PinyinLlamaProcessor:
+    return PinyinLlamaProcessor(
+        WhisperFeatureExtractor(feature_size=80), build_tokenizer(list(CHARACTERS)), prompt=prompt, projector_stride=stride
+    )
+
+
+def build_config(kind: str, **changes) -> PinyinLlamaConfig:
+    """`kind`: one of `KINDS`."""
+    processor = build_processor()
+    tokenizer = processor.tokenizer
+    bridge = kind == "pinyin_bridge"
+    text_config = LlamaConfig(
+        vocab_size=processor.audio_token_id,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    values = {
+        "audio_config": whisper_config(),
+        "text_config": text_config,
+        "audio_token_id": processor.audio_token_id,
+        "pinyin_token_id": processor.pinyin_token_id,
+        "pinyin_units": processor.pinyin_units,
+        "projector_type": "pinyin_bridge" if bridge else "pooling",
+        "projector_pooling": "mean" if bridge else kind,
+        "projector_stride": processor.projector_stride,
+        "bridge_hidden_size": 24,
+        "bridge_num_layers": 1,
+        "bridge_num_attention_heads": 2,
+    }
+    return PinyinLlamaConfig(**(values | changes))
+
+
+def build_model(kind: str, **changes) -> PinyinLlamaForASR:
+    torch.manual_seed(0)
+    model = PinyinLlamaForASR(build_config(kind, **changes)).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=WEIGHT_SPREAD)
+    return model
+
+
+_shared_model = cache(build_model)
+
+
+@pytest.fixture(params=KINDS)
+def model(request) -> PinyinLlamaForASR:
+    """A model of each projector; shared, so not to be changed."""
+    return _shared_model(request.param)
+
+
+@pytest.fixture
+def bridge_model() -> PinyinLlamaForASR:
+    return _shared_model("pinyin_bridge")
+
+
+@pytest.fixture
+def processor() -> PinyinLlamaProcessor:
+    return build_processor()
+
+
+@pytest.fixture
+def clips() -> list[np.ndarray]:
+    """Three clips of different lengths, the longest neither first nor last."""
+    return [tone(0.47, 200), tone(1.3, 450), tone(0.8, 700)]

@@ -1,0 +1,215 @@
+"""The command line: what goes to stdout, what to stderr, and what the exit code says."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import build_model, build_processor, tone
+
+from pinyin_llm.cli import main
+from pinyin_llm.transcription import transcribe_files
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> str:
+    """A tiny random model as a user would have it on disk."""
+    folder = tmp_path_factory.mktemp("model")
+    build_model("pinyin_bridge").save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def sounds(tmp_path) -> dict[str, str]:
+    """Files of every fate by what they are."""
+    stereo = np.stack([tone(0.7, 500), tone(0.7, 600)], axis=1)
+    contents = {
+        "short.wav": (tone(0.5, 250), 16000),
+        "stereo.flac": (stereo, 44100),
+        "telephone.ogg": (tone(0.6, 350), 8000),
+        "long.wav": (tone(65.0), 16000),
+        "silent.wav": (np.zeros(160_000), 16000),
+        "loud.wav": (np.clip(tone(0.5, 250) * 20, -1, 1), 16000),
+    }
+    for name, (samples, rate) in contents.items():
+        soundfile.write(tmp_path / name, samples, rate)
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "page.wav").write_bytes(b"<!DOCTYPE html>")
+    return {path.name: str(path) for path in tmp_path.iterdir()}
+
+
+@pytest.fixture
+def run(model_folder, capsys):
+    """run("transcribe", ...) -> exit code, lines of stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, list[str], str]:
+        model = ("--model", model_folder) if arguments[0] in ("transcribe", "convert") else ()
+        code = main([*arguments, *model])
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err
+
+    return run
+
+
+class TestTranscribe:
+    def test_good_files(self, run, sounds):
+        files = [sounds[name] for name in ("stereo.flac", "short.wav", "telephone.ogg")]
+        code, lines, talk = run("transcribe", *files, "--format", "tsv")
+        assert code == 0
+        assert [line.split("\t")[0] for line in lines] == files
+        assert all(line.split("\t")[1] for line in lines)
+        assert "8000 Hz" in talk
+
+    def test_bad_files_do_not_stop_the_good_ones(self, run, sounds):
+        names = ["empty.wav", "short.wav", "page.wav", "stereo.flac", "nobody.wav"]
+        files = [sounds.get(name, name) for name in names]
+        code, lines, talk = run("transcribe", *files, "--format", "tsv", "--batch_size", "1")
+        rows = dict(line.split("\t") for line in lines)
+        assert code == 1
+        assert list(rows) == files
+        assert [bool(text) for text in rows.values()] == [False, True, False, True, False]
+        assert [line.split(": ")[1] for line in talk.splitlines()] == ["error"] * 3
+        assert "is empty" in talk
+        assert "an HTML page" in talk
+        assert "nobody.wav: no such file" in talk
+
+    def test_nothing_done(self, run, sounds):
+        code, lines, _ = run("transcribe", sounds["empty.wav"])
+        assert (code, lines) == (2, [""])
+
+    def test_silence_is_an_empty_text_with_a_warning(self, run, sounds):
+        code, lines, talk = run("transcribe", sounds["silent.wav"], sounds["short.wav"])
+        assert code == 0
+        assert lines[0] == ""
+        assert lines[1]
+        assert talk.count("warning") == 1
+        assert "silent.wav: silent" in talk
+
+    def test_clipping_warns(self, run, sounds):
+        code, lines, talk = run("transcribe", sounds["loud.wav"])
+        assert code == 0
+        assert lines[0]
+        assert "clipped" in talk
+
+    def test_json(self, run, sounds):
+        code, lines, _ = run("transcribe", sounds["short.wav"], sounds["empty.wav"], "--format", "json")
+        rows = json.loads("\n".join(lines))
+        assert code == 1
+        assert [set(row) for row in rows] == [{"file", "text"}] * 2
+        assert [row["file"] for row in rows] == [sounds["short.wav"], sounds["empty.wav"]]
+
+    def test_batches_do_not_change_texts(self, run, sounds):
+        files = [sounds[name] for name in ("short.wav", "long.wav", "stereo.flac", "silent.wav")]
+        texts = {size: run("transcribe", *files, "--batch_size", size)[1] for size in ("1", "2", "8")}
+        assert texts["1"] == texts["2"] == texts["8"]
+
+    def test_files_are_read_only_when_their_turn_comes(self, sounds, bridge_model, processor):
+        opened = []
+
+        def files():
+            for name in ("short.wav", "stereo.flac", "telephone.ogg", "loud.wav"):
+                opened.append(name)
+                yield sounds[name]
+
+        next(transcribe_files(bridge_model, processor, files(), batch_size=2))
+        assert opened == ["short.wav", "stereo.flac"]
+
+    def test_bad_model(self, capsys, sounds, tmp_path):
+        for model in (tmp_path, tmp_path / "nowhere"):
+            assert main(["transcribe", sounds["short.wav"], "--model", str(model)]) == 2
+            talk = capsys.readouterr().err
+            assert str(model) in talk
+            assert "Traceback" not in talk
+
+    def test_damaged_weights(self, capsys, sounds, model_folder, tmp_path):
+        for file in Path(model_folder).iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
+        assert main(["transcribe", sounds["short.wav"], "--model", str(tmp_path)]) == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+class TestConvert:
+    def test_arguments(self, run):
+        code, lines, talk = run("convert", "ni3 hao3", "zhong guo", "běi jīng", "")
+        assert (code, talk) == (0, "")
+        assert [len(line) for line in lines] == [2, 2, 2, 0]
+
+    def test_stdin(self, run, monkeypatch):
+        typed = "\ufeffni3 hao3\n\nni3 blorp4\nzhong1 guo2".encode() + b"\n\xff\n"
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        code, lines, talk = run("convert", "--num_beams", "2")
+        assert code == 1
+        assert [len(line) for line in lines] == [2, 0, 0, 2, 0]
+        assert "line 3: 'blorp4'" in talk
+        assert "line 5" in talk
+
+    def test_nothing_done(self, run):
+        assert run("convert", "hello world")[:2] == (2, [""])
+
+
+class TestScore:
+    REFERENCES = "file\ttext\tspeaker\na.wav\t你好中国\tA\nb.wav\t上海\tB\n"
+
+    @pytest.fixture
+    def tables(self, tmp_path):
+        def write(references: str, hypotheses: str) -> list[str]:
+            (tmp_path / "ref.tsv").write_text(references, encoding="utf-8")
+            (tmp_path / "hyp.tsv").write_text(hypotheses, encoding="utf-8")
+            return [str(tmp_path / "ref.tsv"), str(tmp_path / "hyp.tsv")]
+
+        return write
+
+    def test_table(self, run, tables):
+        code, lines, talk = run("score", *tables(self.REFERENCES, "x/b.wav\t上海\nx/a.wav\t你号中\n"), "--each")
+        assert (code, talk) == (0, "")
+        assert lines[0].split("\t") == ["a.wav", "你好中国", "你号中", "50.0%"]
+        assert lines[2].startswith("CER           33.33% (95 % interval 0.00% to 50.00%)")
+        assert lines[-2:] == ["characters    6", "utterances    2"]
+
+    def test_json(self, run, tables):
+        _, lines, _ = run("score", *tables(self.REFERENCES, "a.wav\t你号中\nb.wav\t\n"), "--json")
+        numbers = json.loads(lines[0])
+        counts = [numbers[name] for name in ("substitutions", "deletions", "insertions", "homophones")]
+        assert counts == [1, 3, 0, 0.25]
+
+    @pytest.mark.parametrize(
+        ("hypotheses", "message"),
+        [
+            ("a.wav\t你好\n", "missing: b.wav"),
+            ("a.wav\t\nb.wav\t\nc.wav\t\n", "extra: c.wav"),
+            ("a.wav\t\na.wav\t\n", "line 2: a.wav comes twice"),
+            ("a.wav 你好\n", "line 1: expected file TAB text"),
+            ("", "missing: a.wav, b.wav"),
+        ],
+    )
+    def test_tables_that_do_not_fit(self, hypotheses, message, run, tables):
+        code, lines, talk = run("score", *tables(self.REFERENCES, hypotheses))
+        assert (code, lines) == (2, [])
+        assert message in talk
+
+    def test_missing_table(self, run):
+        assert run("score", "nowhere.tsv", "nowhere.tsv")[0] == 2
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "arguments", [[], ["sing"], ["transcribe"], ["transcribe", "a.wav", "--num_beams", "0"], ["score", "a.tsv"]]
+    )
+    def test_bad_usage(self, arguments, capsys):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        assert exit.value.code == 2
+        assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize("command", [[], ["transcribe"], ["convert"], ["score"]])
+    def test_help_is_quick(self, command):
+        start = time.perf_counter()
+        printed = subprocess.check_output([sys.executable, "-m", "pinyin_llm.cli", *command, "--help"], text=True)
+        assert printed.startswith("usage: pinyin-llm")
+        assert time.perf_counter() - start < 1.0

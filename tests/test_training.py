@@ -1,0 +1,272 @@
+"""Both stages by their command lines: what learns, what stays, what is written down, and that a run can be resumed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from conftest import build_config, build_model, build_processor, tone, whisper_config
+from torch.utils.data import Dataset
+from transformers import TrainingArguments, WhisperFeatureExtractor, WhisperModel
+
+from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c
+from pinyin_llm.arguments import ModelArguments
+from pinyin_llm.corpora.han_llama import HanLlamaArguments, write_language_model
+from pinyin_llm.noise import NoiseArguments, PinyinNoise
+from pinyin_llm.training import PinyinTrainer
+
+
+SENTENCES = ["中国人民银行", "你好", "长江和黄河", "我们去上海的大学", "今天天气很好", "重庆人爱走路", "他要去北京", "快乐的人"]
+TRAINER = ["--use_cpu", "--remove_unused_columns", "false", "--learning_rate", "0.01", "--disable_tqdm", "true"]
+LORA_LAYERS = r"language_model\.model\.layers\.{}\..*_proj\.weight"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A language model, a Whisper, text and speech, all tiny."""
+    folder = tmp_path_factory.mktemp("parts")
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(["汉字：", *SENTENCES, *SENTENCES]), encoding="utf-8")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "fewest": 1}
+    write_language_model(HanLlamaArguments(texts=[str(texts)], output=str(folder / "llama"), **sizes))
+    torch.manual_seed(0)
+    WhisperModel(whisper_config()).save_pretrained(folder / "whisper")
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "whisper")
+    (folder / "eval.tsv").write_text("text\ttoned\ttoneless\n你好\tni3 hao3\tni hao\n", encoding="utf-8")
+    (folder / "speech").mkdir()
+    rows = ["file\ttext\tseconds"]
+    for number, sentence in enumerate(SENTENCES[:4]):
+        soundfile.write(folder / "speech" / f"{number}.wav", tone(1.0 + 0.2 * number, 200 + 100 * number), 16000)
+        rows.append(f"{number}.wav\t{sentence}\t1")
+    (folder / "speech" / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def new_model(parts) -> list[str]:
+    return ["--audio_tower", str(parts / "whisper"), "--language_model", str(parts / "llama"), "--lora", "2"]
+
+
+@pytest.fixture
+def bridge_folder(parts, tmp_path) -> str:
+    """A model with a bridge, as stage 1 leaves it."""
+    return save(build_model("pinyin_bridge", ctc_loss_weight=0.5), tmp_path / "bridge")
+
+
+def save(model, folder: Path) -> str:
+    model.save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def p2c(parts: Path, output: Path, *arguments: str) -> None:
+    texts = ["--texts", str(parts / "texts.txt"), "--num_proc", "1", "--output_dir", str(output)]
+    assert train_p2c.main([*texts, *TRAINER, *arguments]) == 0
+
+
+def asr(parts: Path, output: Path, *arguments: str) -> None:
+    manifest = ["--manifests", str(parts / "speech" / "manifest.tsv"), "--cache_features", str(output.parent / "cache")]
+    assert train_asr.main([*manifest, "--output_dir", str(output), *TRAINER, *arguments]) == 0
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return PinyinLlamaForASR.from_pretrained(folder).state_dict()
+
+
+def changed(before: str | Path, after: str | Path) -> set[str]:
+    old, new = weights(before), weights(after)
+    assert old.keys() == new.keys()
+    return {name for name, tensor in old.items() if not torch.equal(tensor, new[name])}
+
+
+def matching(folder: str | Path, pattern: str) -> set[str]:
+    return {name for name in weights(folder) if re.match(pattern, name)}
+
+
+def assert_learned(before: str | Path, after: str | Path, pattern: str) -> None:
+    """Every tensor that `pattern` names has changed, and no other."""
+    expected, found = matching(before, pattern), changed(before, after)
+    assert found - expected == set(), "frozen, but changed"
+    assert expected - found == set(), "trainable, but as before"
+
+
+# What learns and what stays
+
+
+@pytest.mark.parametrize(
+    ("lora", "learned"),
+    [("2", rf"pinyin_embeddings|{LORA_LAYERS.format('.')}"), ("0", "pinyin_embeddings|language_model")],
+    ids=["lora", "full"],
+)
+def test_stage_one_learns_pinyin_table_and_language_model(parts, bridge_folder, tmp_path, lora, learned):
+    p2c(parts, tmp_path / "out", "--model", bridge_folder, "--lora", lora, "--max_steps", "3")
+    assert_learned(bridge_folder, tmp_path / "out", learned)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "learned"),
+    [
+        (["--learn", "pinyin"], r"multi_modal_projector\.(?!composition|residual)"),
+        (["--lora", "2", "--lowest_layers", "1"], rf"multi_modal_projector\.(?!composition)|{LORA_LAYERS.format(0)}"),
+        (["--lowest_layers", "0"], r"multi_modal_projector\.(?!composition)"),
+        (["--lora", "0"], r"multi_modal_projector\.(?!composition)|language_model"),
+    ],
+    ids=["bridge alone", "lora in the lowest layer", "projector alone", "full"],
+)
+def test_stage_two_learns_projector_and_lowest_layers(parts, bridge_folder, tmp_path, arguments, learned):
+    asr(parts, tmp_path / "out", "--model", bridge_folder, "--max_steps", "3", *arguments)
+    assert_learned(bridge_folder, tmp_path / "out", learned)
+
+
+def test_stage_two_learns_the_papers_projector(parts, tmp_path):
+    start = save(build_model("mean"), tmp_path / "start")
+    evaluation = ["--eval_manifests", str(parts / "speech" / "manifest.tsv"), "--eval_rows", "2"]
+    asr(parts, tmp_path / "out", "--model", start, "--max_steps", "3", "--lora", "2", "--lowest_layers", "1", *evaluation)
+    assert_learned(start, tmp_path / "out", rf"multi_modal_projector|{LORA_LAYERS.format(0)}")
+
+
+# Runs
+
+
+def test_both_stages_from_the_parts_to_a_model_that_loads(parts, new_model, tmp_path):
+    bridge = ["--projector_type", "pinyin_bridge", "--bridge_hidden_size", "24", "--bridge_num_layers", "1"]
+    evaluation = ["--eval_texts", str(parts / "eval.tsv")]
+    p2c(parts, tmp_path / "p2c", *new_model, *bridge, *evaluation, "--max_steps", "2", "--confuse", "0.1")
+    record = json.loads((tmp_path / "p2c" / "run.json").read_text())
+    assert record["arguments"]["confuse"] == 0.1
+    assert record["arguments"]["max_steps"] == 2
+    assert {"torch", "transformers", "peft", "python"} <= record["versions"].keys()
+    assert record["data"] == {"sentences": 17, "characters": 2 * sum(map(len, SENTENCES)) + 2, "dropped_by_length": 0}
+    assert {"eval_toned_cer", "eval_toneless_cer"} <= record["metrics"].keys()
+
+    manifest = str(parts / "speech" / "manifest.tsv")
+    asr(parts, tmp_path / "asr", "--model", str(tmp_path / "p2c"), "--eval_manifests", manifest, "--max_steps", "1")
+    record = json.loads((tmp_path / "asr" / "run.json").read_text())
+    assert record["data"]["clips"] == 4
+    assert {"eval_speech_cer", "eval_speech_toned_syllable_errors"} <= record["metrics"].keys()
+    processor = PinyinLlamaProcessor.from_pretrained(tmp_path / "asr")
+    PinyinLlamaForASR.from_pretrained(tmp_path / "asr").generate(**processor(tone(0.5), sampling_rate=16000))
+
+
+@pytest.mark.parametrize("arguments", [["--lora", "2"], ["--lora", "0", "--optimizer", "muon"]], ids=["lora", "muon"])
+def test_resumed_run_is_the_uninterrupted_run(parts, new_model, tmp_path, arguments):
+    noise = ["--confuse", "0.2", "--drop", "0.1", "--toneless_rows", "0.5"]
+    grouped = ["--train_sampling_strategy", "group_by_length", "--length_column_name", "length"]
+    steps = ["--max_steps", "6", "--save_steps", "3", "--per_device_train_batch_size", "4"]
+    common = [*new_model, *arguments, *noise, *grouped, *steps]
+    p2c(parts, tmp_path / "whole", *common)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+    torch.rand(5)  # a new process has another random state
+    p2c(parts, tmp_path / "resumed", *common)
+    assert changed(tmp_path / "whole", tmp_path / "resumed") == set()
+    p2c(parts, tmp_path / "seeded", *common, "--seed", "1")
+    assert len(changed(tmp_path / "whole", tmp_path / "seeded")) > 10
+
+
+def test_dry_run_shows_two_rows_and_writes_nothing(parts, bridge_folder, tmp_path, capsys):
+    for stage in (p2c, asr):
+        stage(parts, tmp_path / "out", "--model", bridge_folder, "--dry_run")
+        rows = capsys.readouterr().out.splitlines()[-2:]
+        assert all(re.search(r"<\|(pinyin|audio)\|> ： (\[\S+\] )+\[</s>\]", row) for row in rows), rows
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", [train_p2c, train_asr], ids=["p2c", "asr"])
+def test_help_comes_without_torch(script):
+    """`import torch` alone takes seconds."""
+    command = [sys.executable, "-X", "importtime", script.__file__, "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert all(flag in run.stdout for flag in ("--output_dir", "--lora", "--learning_rate"))
+    assert not re.search(r"\| +torch$", run.stderr, re.MULTILINE)
+
+
+def test_recipe_gives_arguments_and_flags_override_it(parts, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"p2c:\n  texts: [{parts / 'texts.txt'}]\n  lora: null\n  output_dir: here\n  max_steps: 7\n")
+    from pinyin_llm.arguments import parse_arguments
+
+    classes = [ModelArguments, train_p2c.DataArguments]
+    model, data, training = parse_arguments(classes, [str(recipe), "--max_steps", "8"], section="p2c")
+    assert (model.lora, data.texts, training.max_steps) == (None, [str(parts / "texts.txt")], 8)
+    with pytest.raises(ValueError, match="no section 'asr'; it has p2c"):
+        parse_arguments(classes, [str(recipe)], section="asr")
+    recipe.write_text("p2c:\n  learning_rat: 1\n")
+    with pytest.raises(ValueError, match="learning_rat, which p2c does not know"):
+        parse_arguments(classes, [str(recipe)], section="p2c")
+
+
+# Batches and loss
+
+
+def test_training_batch_has_the_loss_of_padded_rows(bridge_model, processor):
+    """Stage 1 pads on the right and leaves the mask out: faster, and the same."""
+    texts = SENTENCES[:3]
+    units = [processor.pinyin_tokenizer.encode_characters(text)[1] for text in texts]
+    collate = train_p2c.PairCollator(processor, PinyinNoise(NoiseArguments(), processor.pinyin_tokenizer))
+    batch = collate([{"characters": text, "units": row} for text, row in zip(texts, units, strict=True)])
+    with torch.no_grad():
+        expected = bridge_model(**processor(pinyin=units, text=texts)).loss
+        torch.testing.assert_close(bridge_model(**batch).loss, expected)
+
+
+class Rows(Dataset):
+    """Pinyin, or speech with its pinyin, of `SENTENCES`."""
+
+    def __init__(self, speech: bool):
+        self.speech = speech
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, number: int) -> int:
+        return number
+
+    def collate(self, numbers: list[int]) -> dict:
+        processor = build_processor()
+        texts = [SENTENCES[number] for number in numbers]
+        units = [processor.pinyin_tokenizer.encode_characters(text)[1] for text in texts]
+        if not self.speech:
+            return dict(processor(pinyin=units, text=texts))
+        clips = [tone(1.0 + 0.2 * number, 200 + 100 * number) for number in numbers]
+        labels = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, units)), batch_first=True, padding_value=-100)
+        return dict(processor(clips, text=texts, sampling_rate=16000)) | {"pinyin_labels": labels}
+
+
+@pytest.mark.parametrize("speech", [False, True], ids=["pinyin", "speech with CTC"])
+def test_four_small_batches_are_one_large(tmp_path, speech):
+    results = []
+    for size, accumulation in ((4, 1), (1, 4)):
+        model, rows = build_model("pinyin_bridge", bridge_dropout=0.0), Rows(speech)
+        arguments = TrainingArguments(
+            output_dir=tmp_path,
+            max_steps=2,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_grad_norm=0.0,
+            learning_rate=1e-3,
+            optim="sgd",
+            use_cpu=True,
+            save_strategy="no",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        )
+        extra = {"model_arguments": ModelArguments(), "write": None}
+        trainer = PinyinTrainer(model, arguments, data_collator=rows.collate, train_dataset=rows, **extra)
+        trainer.train()
+        results.append((trainer.state.log_history[-1]["train_loss"], model.state_dict()))
+    (loss, large), (loss_of_small, small) = results
+    assert loss_of_small == pytest.approx(loss, abs=1e-5)
+    for name, tensor in large.items():
+        torch.testing.assert_close(small[name], tensor, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_new_model_on_parts_has_their_weights(parts):
+    config = build_config("mean", text_config=PinyinLlamaForASR.config_class().text_config.__class__.from_pretrained(parts / "llama"))
+    model = PinyinLlamaForASR.from_base_models(config, str(parts / "whisper"), str(parts / "llama"))
+    encoder = WhisperModel.from_pretrained(parts / "whisper").encoder.state_dict()
+    assert all(torch.equal(tensor, encoder[name]) for name, tensor in model.audio_tower.state_dict().items())
