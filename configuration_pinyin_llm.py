@@ -30,7 +30,8 @@ class PinyinLlamaConfig(PreTrainedConfig):
         audio_token_id: Placeholder of projected speech. At or above the LLM's vocabulary, so never generated.
         pinyin_token_id: Placeholder of a pinyin embedding.
         pinyin_vocab_size: Rows of the pinyin table.
-        pinyin_units: The syllables of the rows, with blanks between; the bridge builds its logits from their initials, finals and tones.
+        pinyin_units: The syllables of the rows, with blanks between; the bridge builds its logits from their initials,
+            finals and tones.
         projector_type: "pooling" (the paper's: pool, then linear) or "pinyin_bridge" (ours: CTC to pinyin vectors).
         projector_stride: Encoder frames (20 ms) a slot; for the bridge the most slots that speech can fill.
         projector_pooling: How a window becomes one vector: "mean", "max", "attention", "stack" or "conv".

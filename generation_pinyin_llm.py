@@ -27,7 +27,9 @@ class PinyinConstraint:
         self.weight, self.floor = weight, floor
         self.num_units, self.eos_token_id = len(pinyin_tokenizer), tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()
-        readings = {c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c) or c == ONLY_DEN4}
+        readings = {
+            c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c) or c == ONLY_DEN4
+        }
         written = tokenizer(list(readings), add_special_tokens=False).input_ids
         blank = tokenizer("", add_special_tokens=False).input_ids  # some tokenizers begin every text with a piece
         self.sequences = [tuple(ids[len(blank) :]) for ids in written]

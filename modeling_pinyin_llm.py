@@ -154,14 +154,18 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         try:
             model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except SafetensorError as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: broken safetensors ({error}). Fetch it again.") from error
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: broken safetensors ({error}). Fetch it again."
+            ) from error
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         broken = [n for n, p in model.named_parameters() if p.device.type != "meta" and not p.isfinite().all()]
         if broken:
             problems["not finite"] = broken
         if problems:
             report = "; ".join(f"{kind}: {', '.join(keys[:8])} ({len(keys)})" for kind, keys in problems.items())
-            raise ValueError(f"{pretrained_model_name_or_path} is no whole PinyinLLM checkpoint. {report}. Fetch it again.")
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is no whole PinyinLLM checkpoint. {report}. Fetch it again."
+            )
         return (model, info) if output_loading_info else model
 
     @classmethod

@@ -44,7 +44,9 @@ class PinyinNoise:
         """Units whose initial or final is easily taken for this one's, with the same tone."""
         sound, tone = unit[:-1], unit[-1]
         swaps = [(a, b) for pair in CONFUSABLE_INITIALS for a, b in (pair, pair[::-1])]
-        found = [b + sound[len(a) :] for a, b in swaps if sound.startswith(a) and not (a in "zcs" and sound[1:2] == "h")]
+        found = [
+            b + sound[len(a) :] for a, b in swaps if sound.startswith(a) and not (a in "zcs" and sound[1:2] == "h")
+        ]
         swaps = [(a, b) for pair in CONFUSABLE_FINALS for a, b in (pair, pair[::-1])]
         found += [sound[: -len(a)] + b for a, b in swaps if sound.endswith(a)]
         return [self.tokenizer.ids[s + tone] for s in found if s + tone in self.tokenizer.ids]

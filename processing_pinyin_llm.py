@@ -118,7 +118,9 @@ class PinyinLlamaProcessor(ProcessorMixin):
             start = length - size if padding_side == "left" else 0
             input_ids[b, start : start + size], attention_mask[b, start : start + size] = [*row, *answer], 1
             labels[b, start + len(row) : start + size] = answer
-        batch = {"input_ids": input_ids, "attention_mask": attention_mask} | ({"labels": labels} if texts is not None else {})
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask} | (
+            {"labels": labels} if texts is not None else {}
+        )
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _pinyin(self, pinyin) -> tuple[dict, list[int]]:

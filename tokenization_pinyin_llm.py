@@ -64,9 +64,10 @@ class PinyinTokenizer:
             self.bases[unit[:-1]] = (*self.bases.get(unit[:-1], ()), i)
 
     @classmethod
-    def from_file(cls, path: str | Path = Path(__file__).with_name(PINYIN_UNITS_FILE)) -> "PinyinTokenizer":
-        """Read one unit a line (UTF-8)."""
-        return cls(Path(path).read_text(encoding="utf-8").split())
+    def from_file(cls, path: str | Path | None = None) -> "PinyinTokenizer":
+        """Read one unit a line (UTF-8); by default those of this release."""
+        path = Path(path or Path(__file__).with_name(PINYIN_UNITS_FILE))
+        return cls(path.read_text(encoding="utf-8").split())
 
     def __len__(self) -> int:
         return len(self.units)

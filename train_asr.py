@@ -1,8 +1,8 @@
 """Stage 2: speech enters the slot that pinyin had. The encoder is frozen; projector and lowest LoRA layers learn.
 
-    python train_asr.py recipes/mini.yaml:bridge     # the pinyin bridge alone, by CTC, on cached features
-    python train_asr.py recipes/mini.yaml:asr        # bridge and language model together
-    python train_asr.py --model p2c --manifests train.tsv --output_dir asr
+python train_asr.py recipes/mini.yaml:bridge     # the pinyin bridge alone, by CTC, on cached features
+python train_asr.py recipes/mini.yaml:asr        # bridge and language model together
+python train_asr.py --model p2c --manifests train.tsv --output_dir asr
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Stage 1: the language model learns to write characters from pinyin, from text alone.
 
-    python train_p2c.py recipes/mini.yaml
-    python train_p2c.py --texts corpus.txt --output_dir p2c      # Whisper-large-v3 + LLaMA2-7b, LoRA
+python train_p2c.py recipes/mini.yaml
+python train_p2c.py --texts corpus.txt --output_dir p2c      # Whisper-large-v3 + LLaMA2-7b, LoRA
 """
 
 import sys
@@ -58,15 +58,17 @@ class PairCollator:
         return {**batch, "logits_to_keep": batch["labels"].shape[1] - first_answer + 1}
 
 
-def write_evaluation(model, processor, arguments: DataArguments, rows: int):
+def write_evaluation(model, processor, files: list[str], rows: int):
     """A function that converts the evaluation rows, toned and toneless, and scores them."""
     import csv
+    from itertools import islice
+    from pathlib import Path
 
     from pinyin_llm.generation_pinyin_llm import convert_pinyin
     from pinyin_llm.scoring import score
 
-    tables = [list(csv.DictReader(open(file, encoding="utf-8"), delimiter="\t"))[:rows] for file in arguments.eval_texts]
-    lines = [row for table in tables for row in table]
+    tables = [csv.DictReader(Path(file).read_text(encoding="utf-8").splitlines(), delimiter="\t") for file in files]
+    lines = [row for table in tables for row in islice(table, rows)]
 
     def write():
         references = [line["text"] for line in lines]
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         print(counts, training.show_rows(collator([pairs[0], pairs[1]]), processor), sep="\n")
         return 0
 
-    write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
+    write = write_evaluation(model, processor, data_arguments.eval_texts, model_arguments.eval_rows)
     every_layer = list(range(model.config.text_config.num_hidden_layers))
     model = training.set_trainable(model, model_arguments, ["pinyin_embeddings"], every_layer)
     trainer = training.PinyinTrainer(

@@ -68,7 +68,9 @@ def set_trainable(model: PinyinLlamaForASR, arguments: ModelArguments, parts: li
 
     numbers = "|".join(map(str, layers))  # a full path: layers_to_transform would hit the Whisper layers too
     pattern = rf"language_model\..*layers\.({numbers})\..*(q|k|v|o|gate|up|down)_proj"
-    config = LoraConfig(r=arguments.lora, lora_alpha=arguments.lora_alpha, target_modules=pattern, modules_to_save=parts)
+    config = LoraConfig(
+        r=arguments.lora, lora_alpha=arguments.lora_alpha, target_modules=pattern, modules_to_save=parts
+    )
     return get_peft_model(model, config)
 
 
@@ -114,7 +116,9 @@ class PinyinTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         lengths = list(self.train_dataset[self.args.length_column_name])  # the lazy column is read once a comparison
-        return ShuffledLengthSampler(self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths)
+        return ShuffledLengthSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths
+        )
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.model_arguments.optimizer == "muon":

@@ -55,7 +55,12 @@ def measure(manifest: str, transcribe, whisper, arguments) -> list[list[str]]:
         texts = system(clips, arguments.batch_size, arguments.num_beams)
         times.append(time.perf_counter() - start)
         s = score(said, texts)
-        cells = [f"{100 * s.cer:.1f} ({100 * s.low:.1f} - {100 * s.high:.1f})", s.substitutions, s.deletions, s.insertions]
+        cells = [
+            f"{100 * s.cer:.1f} ({100 * s.low:.1f} - {100 * s.high:.1f})",
+            s.substitutions,
+            s.deletions,
+            s.insertions,
+        ]
         share = f"{100 * s.homophones:.0f} %"
         lines.append([manifest, name, *cells, share, f"{times[-1] / speech:.3f}", f"{times[-1] / times[0]:.2f}"])
     return lines
@@ -91,7 +96,9 @@ def main() -> None:
     if model.config.projector_type == "pinyin_bridge":
         print_syllables(arguments, model, processor)
     files = [path for manifest in arguments.manifests for path in read_manifest(manifest)["audio"][:8]]
-    print(f"\nPeak memory of pinyin-llm transcribe on {len(files)} clips: {peak_memory(arguments.model, files):.2f} GiB")
+    print(
+        f"\nPeak memory of pinyin-llm transcribe on {len(files)} clips: {peak_memory(arguments.model, files):.2f} GiB"
+    )
 
 
 def print_syllables(arguments, model, processor) -> None:

@@ -63,7 +63,9 @@ def main() -> None:
         free = lambda rows: convert_pinyin(model, processor, rows, constrained=False)  # noqa: E731
         lines.append(measure("PinyinLLM, unconstrained", kind, free, tables))
     lines.append(measure("Pinyin2Hanzi DAG", "toneless", pinyin2hanzi, tables))
-    print(tabulate(lines, headers=["CER %", "input", *tables, "pooled (95 %)", "characters / CPU-s"], tablefmt="github"))
+    print(
+        tabulate(lines, headers=["CER %", "input", *tables, "pooled (95 %)", "characters / CPU-s"], tablefmt="github")
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def _row(path: Path, number: int, row: dict) -> dict:
 class SplitArguments:
     """Which files are kept out of training."""
 
-    manifests: list[str] = field(metadata={"help": "tsv manifests; train.tsv and held_out.tsv are written beside each."})
+    manifests: list[str] = field(
+        metadata={"help": "tsv manifests; train.tsv and held_out.tsv are written beside each."}
+    )
     held_out: str = field(metadata={"help": "Names of files, one a line."})
 
 

@@ -18,6 +18,7 @@ from math import fsum
 from pathlib import Path
 
 import numpy as np
+
 from pinyin_llm.corpora.plain_text import HeldOut
 
 
@@ -39,9 +40,7 @@ class SelectionArguments:
     held_out: Path | None = field(
         default=None, metadata={"help": "File of hashes of the held-out windows; see `HeldOut`."}
     )
-    exclude: list[Path] = field(
-        default_factory=list, metadata={"help": "TSV files whose texts are left out."}
-    )
+    exclude: list[Path] = field(default_factory=list, metadata={"help": "TSV files whose texts are left out."})
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,9 +70,7 @@ def syllables(text: str) -> frozenset[str]:
     return frozenset(lazy_pinyin(text, style=Style.TONE3, neutral_tone_with_five=True))
 
 
-def speakable_texts(
-    paths: list[Path], held_out: HeldOut, excluded: set[str]
-) -> Iterator[tuple[str, list[str]]]:
+def speakable_texts(paths: list[Path], held_out: HeldOut, excluded: set[str]) -> Iterator[tuple[str, list[str]]]:
     """Yield each file's stem with its Han-only sentences of 4 to 24 characters, no sentence twice."""
     seen = set(excluded)
     for path in paths:

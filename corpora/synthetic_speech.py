@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
 from pinyin_llm.corpora.packages import fetch
 from pinyin_llm.corpora.sentence_selection import read_texts
 
@@ -50,9 +51,7 @@ class SpeechArguments:
     voices: Literal["train", "test"] = field(
         default="train", metadata={"help": "Many voices and speeds, or the one test voice at speed 1."}
     )
-    count: int | None = field(
-        default=None, metadata={"help": "Speak the first COUNT texts; all when left out."}
-    )
+    count: int | None = field(default=None, metadata={"help": "Speak the first COUNT texts; all when left out."})
     seed: int = 0
     num_proc: int = field(default=2, metadata={"help": "Processes, each of one thread."})
     parts: Path = field(default=Path("data/parts"), metadata={"help": "Folder the packages are fetched to."})
@@ -136,9 +135,7 @@ class KokoroSynthesizer:
         jieba.setLogLevel("WARNING")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        self.session = onnxruntime.InferenceSession(
-            read_model(parts), options, providers=["CPUExecutionProvider"]
-        )
+        self.session = onnxruntime.InferenceSession(read_model(parts), options, providers=["CPUExecutionProvider"])
         self.phonemize = ZHG2P()
         self.vocabulary = read_vocabulary(parts)
         self.styles = read_styles(parts)

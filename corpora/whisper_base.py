@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
 from pinyin_llm.corpora.packages import fetch
 
 
@@ -141,9 +142,7 @@ def state_dict(tensors: dict[str, np.ndarray]) -> "dict[str, torch.Tensor]":
     return state
 
 
-def model_config(
-    tensors: dict[str, np.ndarray], settings: dict, tokenizer: "WhisperTokenizer"
-) -> "WhisperConfig":
+def model_config(tensors: dict[str, np.ndarray], settings: dict, tokenizer: "WhisperTokenizer") -> "WhisperConfig":
     """Read the model's sizes off its tensors."""
     from transformers import WhisperConfig
 
@@ -183,9 +182,7 @@ def generation_config(settings: dict, tokenizer: "WhisperTokenizer") -> "Generat
         begin_suppress_tokens=settings["suppress_ids_begin"],
         suppress_tokens=settings["suppress_ids"],
         is_multilingual=True,
-        lang_to_id={
-            token: token_id(token) for token in tokenizer.convert_ids_to_tokens(settings["lang_ids"])
-        },
+        lang_to_id={token: token_id(token) for token in tokenizer.convert_ids_to_tokens(settings["lang_ids"])},
         task_to_id={task: token_id(f"<|{task}|>") for task in ("transcribe", "translate")},
         no_timestamps_token_id=token_id("<|notimestamps|>"),
         prev_sot_token_id=token_id("<|startofprev|>"),
@@ -202,9 +199,7 @@ def load_tokenizer(file: bytes, folder: Path) -> "WhisperTokenizer":
     from transformers import WhisperTokenizer
 
     (folder / "tokenizer.json").write_bytes(file)
-    tokenizer = WhisperTokenizer.from_pretrained(
-        folder, pad_token=END_OF_TEXT, language="zh", task="transcribe"
-    )
+    tokenizer = WhisperTokenizer.from_pretrained(folder, pad_token=END_OF_TEXT, language="zh", task="transcribe")
     times = (f"<|{step * 0.02:.2f}|>" for step in range(LAST_TIMESTAMP + 1))
     tokenizer.add_tokens([AddedToken(time, normalized=False) for time in times])
     return tokenizer

@@ -94,6 +94,7 @@ def test_sound_without_pinyin_fills_nothing(processor, clips):
 def test_new_bridge_says_nothing_but_pinyin(processor, clips):
     """Before training the residual is zero: the slot holds expected rows of the pinyin table alone."""
     from conftest import build_config
+
     from pinyin_llm import PinyinLlamaForASR
 
     model = PinyinLlamaForASR(build_config("pinyin_bridge")).eval()
