@@ -273,7 +273,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         heard = slots.get(self.config.audio_token_id)
         output = PinyinLlamaOutput(**(heard.pinyin if heard is not None else {}))
         if pinyin_labels is not None:
-            output.ctc_loss = self.multi_modal_projector.ctc_loss(heard.log_probs, heard.frames, pinyin_labels)
+            output.ctc_loss = self.multi_modal_projector.ctc_loss(
+                heard.log_probs, heard.frames, pinyin_labels, kwargs.get("num_items_in_batch")
+            )
         if input_ids is not None or inputs_embeds is not None:
             if inputs_embeds is None:
                 inputs_embeds, attention_mask = self.merge_inputs(input_ids, attention_mask, slots)

@@ -27,6 +27,14 @@ class NoiseArguments:
     repeat: float = field(default=0.0, metadata={"help": "Syllables said twice."})
 
 
+def generator_of(epoch: int, row: str) -> np.random.Generator:
+    """The noise of one row in one epoch: drawn afresh each epoch, and the same again when a run is resumed.
+
+    A global generator would not do: batches are made ahead of the step that a checkpoint is taken at.
+    """
+    return np.random.default_rng([epoch, *row.encode()])
+
+
 class PinyinNoise:
     """Corrupts rows of unit ids.
 

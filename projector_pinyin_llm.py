@@ -169,8 +169,16 @@ class PinyinBridge(nn.Module):
         return torch.cat([blank, units], dim=-1).float().log_softmax(-1)
 
     @staticmethod
-    def ctc_loss(log_probs: torch.Tensor, frames: torch.Tensor, pinyin_labels: torch.Tensor) -> torch.Tensor:
-        """Mean CTC loss a spoken unit. `pinyin_labels` (B, N) holds unit ids, -100 where there is none."""
+    def ctc_loss(
+        log_probs: torch.Tensor,
+        frames: torch.Tensor,
+        pinyin_labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Mean CTC loss a spoken unit. `pinyin_labels` (B, N) holds unit ids, -100 where there is none.
+
+        The sum is divided by `num_items_in_batch` where the Trainer gives it: a batch may come in several parts.
+        """
         spoken = pinyin_labels >= 0
         loss = nn.functional.ctc_loss(
             log_probs.transpose(0, 1),
@@ -180,7 +188,7 @@ class PinyinBridge(nn.Module):
             reduction="sum",
             zero_infinity=True,
         )
-        return loss / spoken.sum().clamp(min=1)
+        return loss / (spoken.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
 
 
 def segment(log_probs: torch.Tensor, frames: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:

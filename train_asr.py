@@ -55,14 +55,16 @@ def read_features(arguments: DataArguments, model, processor):
         rows, dropped = cache_features(clips, model, processor, arguments.cache_features, speeds)
         counts[name] |= dropped
         parts.append(rows)
-    return concatenate_datasets(parts), counts
+    arrays = {"type": "numpy", "columns": ["hidden"], "output_all_columns": True}
+    return concatenate_datasets(parts).with_format(**arrays), counts
 
 
 class SpeechCollator:
-    """Rows with cached encoder outputs -> audio_hidden_states, pinyin labels, and prompts with their answers."""
+    """Rows with cached encoder outputs -> audio_hidden_states, pinyin labels for a bridge, prompts with their answers."""
 
-    def __init__(self, processor, width: int, learn: str, mask_time: float = 0.0):
-        self.processor, self.width, self.learn, self.mask_time = processor, width, learn, mask_time
+    def __init__(self, processor, config, learn: str, mask_time: float = 0.0):
+        self.processor, self.learn, self.mask_time, self.epoch = processor, learn, mask_time, 0
+        self.width, self.has_bridge = config.audio_config.d_model, config.projector_type == "pinyin_bridge"
 
     def __call__(self, rows: list[dict]):
         import torch
@@ -71,26 +73,27 @@ class SpeechCollator:
         from pinyin_llm.configuration_pinyin_llm import num_audio_slots
         from pinyin_llm.corpora.features import unpack
 
-        hidden = [self._mask(unpack(row, self.width)) for row in rows]
+        hidden = [self._mask(unpack(row, self.width), row["id"]) for row in rows]
         mel_frames = torch.tensor([row["mel_frames"] for row in rows])
-        units = [torch.tensor(row["units"]) for row in rows]
         batch = {
             "audio_hidden_states": pad_sequence(hidden, batch_first=True),
             "input_features_mask": (torch.arange(int(mel_frames.max())) < mel_frames[:, None]).long(),
-            "pinyin_labels": pad_sequence(units, batch_first=True, padding_value=-100),
         }
+        if self.has_bridge:
+            units = [torch.tensor(row["units"]) for row in rows]
+            batch["pinyin_labels"] = pad_sequence(units, batch_first=True, padding_value=-100)
         if self.learn == "text":
             counts = num_audio_slots(mel_frames, self.processor.projector_stride).tolist()
             texts = [row["characters"] for row in rows]
             batch |= self.processor.make_prompts(self.processor.audio_token_id, counts, texts)
         return batch
 
-    def _mask(self, hidden):
-        """Hide spans of up to 0.2 s (after SpecAugment, Park et al. 2019), drawn from torch's generator."""
-        import torch
+    def _mask(self, hidden, clip: str):
+        """Hide spans of up to 0.2 s, others in each epoch (after SpecAugment, Park et al. 2019)."""
+        from pinyin_llm.noise import generator_of
 
-        spans = int(self.mask_time * len(hidden) / 5)
-        for start, length in zip(torch.randint(len(hidden), (spans,)), torch.randint(1, 11, (spans,)), strict=True):
+        random, spans = generator_of(self.epoch, clip), int(self.mask_time * len(hidden) / 5)
+        for start, length in zip(random.integers(len(hidden), size=spans), random.integers(1, 11, spans), strict=True):
             hidden[start : start + length] = 0
         return hidden
 
@@ -110,8 +113,9 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
             clips = [load_waveform(path) for path in table["audio"][:rows]]
             references = table["text"][:rows]
             name = path.rsplit("/", 2)[-2]
-            heard = hear_pinyin(model, processor, clips)
-            metrics |= {f"{name}_{k}": v for k, v in score_syllables(references, heard).items()}
+            if model.config.projector_type == "pinyin_bridge":
+                heard = hear_pinyin(model, processor, clips)
+                metrics |= {f"{name}_{k}": v for k, v in score_syllables(references, heard).items()}
             if arguments.learn == "text":
                 hypotheses = transcribe_clips(model, processor, clips)
                 metrics[f"{name}_cer"] = score(references, hypotheses)["cer"]
@@ -130,12 +134,11 @@ def main(argv: list[str] | None = None) -> int:
 
     from pinyin_llm import training
 
-    training.keep_freed_memory()
+    training.start(training_arguments)
 
     model, processor = training.load_model(model_arguments)
     rows, counts = read_features(data_arguments, model, processor)
-    width = model.config.audio_config.d_model
-    collator = SpeechCollator(processor, width, data_arguments.learn, data_arguments.mask_time)
+    collator = SpeechCollator(processor, model.config, data_arguments.learn, data_arguments.mask_time)
     if model_arguments.dry_run:
         print(counts, training.show_rows(collator([rows[0], rows[1]]), processor), sep="\n")
         return 0
@@ -143,6 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
     layers = list(range(data_arguments.lowest_layers)) if data_arguments.learn == "text" else []
     model = training.set_trainable(model, model_arguments, ["multi_modal_projector"], layers or None)
+    if data_arguments.learn == "pinyin":
+        model.multi_modal_projector.residual.requires_grad_(False)  # CTC alone gives it no gradient
     trainer = training.PinyinTrainer(
         model,
         training_arguments,

@@ -37,20 +37,15 @@ def read_pairs(arguments: DataArguments, units):
 
 
 class PairCollator:
-    """Rows of characters and units -> prompts whose pinyin is corrupted afresh each time.
-
-    The noise is drawn from torch's generator, which the Trainer saves: a resumed run sees the same corruptions.
-    """
+    """Rows of characters and units -> prompts whose pinyin is corrupted afresh each epoch (the Trainer sets it)."""
 
     def __init__(self, processor, noise):
-        self.processor, self.noise = processor, noise
+        self.processor, self.noise, self.epoch = processor, noise, 0
 
     def __call__(self, rows: list[dict]):
-        import numpy as np
-        import torch
+        from pinyin_llm.noise import generator_of
 
-        random = np.random.default_rng(int(torch.randint(2**62, (1,))))
-        pinyin = [self.noise(row["units"], random) for row in rows]
+        pinyin = [self.noise(row["units"], generator_of(self.epoch, row["characters"])) for row in rows]
         texts = [row["characters"] for row in rows]
         batch = self.processor(pinyin=pinyin, text=texts, padding_side="right")
         del batch["attention_mask"]  # what stands right of a row is behind it: causal attention never looks there
@@ -91,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from pinyin_llm import training
 
-    training.keep_freed_memory()
+    training.start(training_arguments)
 
     model, processor = training.load_model(model_arguments)
     pairs, counts = read_pairs(data_arguments, processor.pinyin_tokenizer)

@@ -9,7 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, Trainer
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -74,6 +82,12 @@ def set_trainable(model: PinyinLlamaForASR, arguments: ModelArguments, parts: li
     return get_peft_model(model, config)
 
 
+def start(arguments: TrainingArguments) -> None:
+    """Before anything is built: new tables and LoRA are drawn from the run's seed, and memory is kept."""
+    set_seed(arguments.seed)
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks instead of returning them: page faults cost a third of a training step.
 
@@ -91,10 +105,24 @@ class ShuffledLengthSampler(LengthGroupedSampler):
     transformers' sampler goes from long to short every 50 batches; the loss swings with it (1.7 to 4.9 in P2C).
     """
 
+    def set_epoch(self, epoch: int) -> None:
+        """The order depends on the epoch alone, so that a resumed run goes on in it."""
+        self.generator.manual_seed(epoch)
+
     def __iter__(self):
         indices = list(super().__iter__())
         starts = torch.randperm(-(-len(indices) // self.batch_size), generator=self.generator) * self.batch_size
         return (i for start in starts.tolist() for i in indices[start : start + self.batch_size])
+
+
+class EpochOfCollator(TrainerCallback):
+    """Tells the collator which epoch's noise to draw."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.epoch = int(state.epoch or 0)
 
 
 class PinyinTrainer(Trainer):
@@ -108,6 +136,7 @@ class PinyinTrainer(Trainer):
     def __init__(self, *args, model_arguments: ModelArguments, write, **kwargs):
         super().__init__(*args, **kwargs)
         self.model_arguments, self.write = model_arguments, write
+        self.add_callback(EpochOfCollator(self.data_collator))
         self.accelerator.unwrap_model(self.model).language_model.set_attn_implementation(model_arguments.attention)
         if model_arguments.compile_language_model:
             self.accelerator.unwrap_model(self.model).language_model.compile(dynamic=True)
@@ -116,9 +145,8 @@ class PinyinTrainer(Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         lengths = list(self.train_dataset[self.args.length_column_name])  # the lazy column is read once a comparison
-        return ShuffledLengthSampler(
-            self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths=lengths
-        )
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return ShuffledLengthSampler(size, lengths=lengths, generator=torch.Generator())
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.model_arguments.optimizer == "muon":

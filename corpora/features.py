@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from tqdm import tqdm
@@ -93,4 +92,4 @@ def _encode(rows: Dataset, model, processor, speed: float) -> tuple[Dataset, dic
 
 def unpack(row: dict, width: int) -> torch.Tensor:
     """The flat column of one row -> (T, D) float32."""
-    return torch.from_numpy(np.asarray(row["hidden"], dtype=np.float32)).view(-1, width)
+    return torch.tensor(row["hidden"], dtype=torch.float32).view(-1, width)

@@ -42,7 +42,10 @@ def whisper_config() -> WhisperConfig:
 @cache
 def build_processor(prompt: str = "{slot}：", stride: int = 4) -> PinyinLlamaProcessor:
     return PinyinLlamaProcessor(
-        WhisperFeatureExtractor(feature_size=80), build_tokenizer(list(CHARACTERS)), prompt=prompt, projector_stride=stride
+        WhisperFeatureExtractor(feature_size=80),
+        build_tokenizer(list(CHARACTERS)),
+        prompt=prompt,
+        projector_stride=stride,
     )
 
 

@@ -2,9 +2,9 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ def sounds(tmp_path) -> dict[str, str]:
         "short.wav": (tone(0.5, 250), 16000),
         "stereo.flac": (stereo, 44100),
         "telephone.ogg": (tone(0.6, 350), 8000),
-        "long.wav": (tone(65.0), 16000),
+        "long.wav": (tone(40.0), 16000),
         "silent.wav": (np.zeros(160_000), 16000),
         "loud.wav": (np.clip(tone(0.5, 250) * 20, -1, 1), 16000),
     }
@@ -209,7 +209,8 @@ class TestUsage:
 
     @pytest.mark.parametrize("command", [[], ["transcribe"], ["convert"], ["score"]])
     def test_help_is_quick(self, command):
-        start = time.perf_counter()
+        start = os.times()
         printed = subprocess.check_output([sys.executable, "-m", "pinyin_llm.cli", *command, "--help"], text=True)
         assert printed.startswith("usage: pinyin-llm")
-        assert time.perf_counter() - start < 1.0
+        end = os.times()
+        assert end.children_user - start.children_user < 1.0  # of work: a busy machine may take longer

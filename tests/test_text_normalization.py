@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from pinyin_llm.text_normalization import han_only, normalize_text, read_aloud
 
 
-WRITTEN = st.text(st.sampled_from("0123456789.,:/-%¥$°C年月日点分版个两萬億歷瞭乾后後〇一二AIb ，。\u200b") | st.characters(), max_size=40)
+WRITTEN = st.text(
+    st.sampled_from("0123456789.,:/-%¥$°C年月日点分版个两萬億歷瞭乾后後〇一二AIb ，。\u200b") | st.characters(),
+    max_size=40,
+)
 
 
 @pytest.mark.parametrize(
