@@ -1,5 +1,8 @@
 """Decoding that knows pinyin: each slot may only write a character that can be read as the slot sounds."""
 
+import math
+from collections import defaultdict
+
 import torch
 from transformers import LogitsProcessor
 
@@ -7,6 +10,7 @@ from .audio_pinyin_llm import SAMPLING_RATE, split_at_pauses, why_no_speech
 from .tokenization_pinyin_llm import PinyinTokenizer
 
 
+LIKELY_UNITS = 8  # of heard pinyin, that a slot may be written as at their own probability
 ONLY_DEN4 = "扽"  # the one syllable that GB 2312 has no character for
 
 
@@ -35,23 +39,34 @@ class PinyinConstraint:
         self.sequences = [tuple(ids[len(blank) :]) for ids in written]
         self.complete = set(self.sequences)
         self.starts = torch.tensor(sorted({sequence[0] for sequence in self.sequences}))
-        self.characters, self.units = torch.tensor(_readable_pairs(list(readings.values()), pinyin_tokenizer)).T
+        self.written_for = self._homophones(_readable_pairs(list(readings.values()), pinyin_tokenizer))
         self._continuations: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _homophones(self, pairs: list[tuple[int, int]]) -> torch.Tensor:
+        """(U, most homophones) numbers of the characters that each unit is written as, padded with their count."""
+        of_unit = [[] for _ in range(self.num_units)]
+        for character, unit in pairs:
+            of_unit[unit].append(torch.tensor(character))
+        rows = [torch.stack(row) if row else torch.zeros(0, dtype=torch.long) for row in of_unit]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(self.sequences))
 
     def bind(self, units: torch.Tensor, prompt_length: int) -> "PinyinLogitsProcessor":
         """For one batch: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) heard probabilities."""
         if units.is_floating_point():
-            filled = (units.sum(-1) > 0).sum(-1)
-            scores = self.weight * units.float().clamp(min=self.floor).log()
+            shares, ids = units.float().topk(LIKELY_UNITS)
+            scores = self.weight * shares.clamp(min=self.floor).log()
+            filled, rest = shares[..., 0] > 0, self.weight * math.log(self.floor)
         else:
             ids = units.reshape(*units.shape[:2], -1)
-            filled = (ids >= 0).any(-1).sum(-1)
-            allowed = torch.zeros(*ids.shape[:2], self.num_units + 1, device=ids.device)
-            scores = allowed.scatter(-1, ids.masked_fill(ids < 0, self.num_units), 1.0)[..., :-1].log()
-        index = self.characters.expand(*scores.shape[:2], -1)
-        blank = scores.new_full((*scores.shape[:2], len(self.sequences)), -torch.inf)
-        best = blank.scatter_reduce(-1, index, scores[..., self.units], "amax")  # a character's likeliest reading
-        return PinyinLogitsProcessor(self, best, filled.tolist(), prompt_length)
+            scores = torch.zeros(ids.shape, device=ids.device).masked_fill(ids < 0, -torch.inf)
+            filled, rest = (ids >= 0).any(-1), -math.inf
+        return PinyinLogitsProcessor(self, ids.clamp(min=0), scores, rest, filled.sum(-1).tolist(), prompt_length)
+
+    def score_characters(self, ids: torch.Tensor, scores: torch.Tensor, rest: float) -> torch.Tensor:
+        """(R, K) unit ids and their scores -> (R, characters): each character's likeliest reading, `rest` without."""
+        written = self.written_for.to(ids.device)[ids]  # R, K, M
+        best = scores.new_full((len(ids), len(self.sequences) + 1), rest)
+        return best.scatter_reduce(1, written.flatten(1), scores.repeat_interleave(written.shape[2], 1), "amax")[:, :-1]
 
     def continuations(self, prefix: tuple) -> tuple[torch.Tensor, torch.Tensor]:
         """The characters whose tokens begin with `prefix`, and the token that each takes next."""
@@ -70,28 +85,45 @@ class PinyinConstraint:
 
 
 class PinyinLogitsProcessor(LogitsProcessor):
-    """A [`PinyinConstraint`] bound to the slots of one batch; beams of a row follow each other."""
+    """A [`PinyinConstraint`] bound to the slots of one batch; beams of a row follow each other.
 
-    def __init__(self, constraint: PinyinConstraint, scores: torch.Tensor, filled: list[int], prompt_length: int):
-        self.constraint, self.scores, self.filled, self.prompt_length = constraint, scores, filled, prompt_length
+    Args:
+        ids, scores: (B, N, K) units of each slot and their scores.
+        rest: Score of a character that none of them is written as.
+        filled: Slots of each row.
+    """
+
+    def __init__(self, constraint: PinyinConstraint, ids, scores, rest: float, filled: list[int], prompt_length: int):
+        self.constraint, self.ids, self.scores, self.rest = constraint, ids, scores, rest
+        self.filled, self.prompt_length = filled, prompt_length
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """(R, L) tokens so far and (R, V) scores of the next -> scores, impossible tokens at -inf."""
         beams = len(input_ids) // len(self.filled)
         allowed = torch.full_like(scores, -torch.inf)
         end = self.constraint.eos_token_id
+        open_rows = defaultdict(list)  # by the tokens of the character that is half written: (row, slot)
         for row, tokens in enumerate(input_ids[:, self.prompt_length :]):
             slot, prefix = self.constraint.progress(tokens)
             if slot >= self.filled[row // beams] or (tokens == end).any():
                 allowed[row, end] = 0.0
-                continue
-            characters, following = self.constraint.continuations(prefix)
-            heard = self.scores[row // beams, slot, characters].to(scores.dtype)
-            allowed[row].scatter_reduce_(0, following, heard, "amax")
-            if allowed[row].isneginf().all():  # no character is read so: the language model is free
-                allowed[row] = 0.0
-                allowed[row, end] = -torch.inf
+            else:
+                open_rows[prefix].append((row, slot))
+        for prefix, places in open_rows.items():
+            rows, slots = torch.tensor(places, device=scores.device).T
+            allowed[rows] = self._allow(prefix, rows // beams, slots, allowed[rows])
         return scores + allowed
+
+    def _allow(self, prefix: tuple, rows, slots, allowed: torch.Tensor) -> torch.Tensor:
+        """(R, V) scores of the tokens that may follow `prefix` in the slots given."""
+        heard = self.constraint.score_characters(self.ids[rows, slots], self.scores[rows, slots], self.rest)
+        characters, following = (part.to(allowed.device) for part in self.constraint.continuations(prefix))
+        index = following.expand(len(rows), -1)
+        allowed = allowed.scatter_reduce(1, index, heard[:, characters].to(allowed.dtype), "amax")
+        stuck = allowed.isneginf().all(1)  # no character is read so: the language model is free
+        allowed[stuck] = 0.0
+        allowed[stuck, self.constraint.eos_token_id] = -torch.inf
+        return allowed
 
 
 def _readable_pairs(readings: list[tuple[int, ...]], pinyin_tokenizer: PinyinTokenizer) -> list[tuple[int, int]]:

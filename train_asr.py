@@ -132,9 +132,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="asr")
     model_arguments, data_arguments, training_arguments = arguments
 
+    from transformers import set_seed
+
     from pinyin_llm import training
 
-    training.start(training_arguments)
+    set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 
     model, processor = training.load_model(model_arguments)
     rows, counts = read_features(data_arguments, model, processor)

@@ -84,9 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="p2c")
     model_arguments, data_arguments, noise_arguments, training_arguments = arguments
 
+    from transformers import set_seed
+
     from pinyin_llm import training
 
-    training.start(training_arguments)
+    set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 
     model, processor = training.load_model(model_arguments)
     pairs, counts = read_pairs(data_arguments, processor.pinyin_tokenizer)

@@ -17,7 +17,7 @@ def readable(processor, character: str, slot: tuple[int, ...]) -> bool:
 
 def test_every_unit_can_be_written(processor):
     constraint = processor.pinyin_constraint()
-    assert set(constraint.units.tolist()) == set(range(1417))
+    assert (constraint.written_for[:, 0] < len(constraint.sequences)).all()
 
 
 def test_any_character_may_lose_its_tone(bridge_model, processor):
