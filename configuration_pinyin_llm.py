@@ -27,7 +27,7 @@ class PinyinLlamaConfig(PreTrainedConfig):
     Args:
         audio_config: WhisperConfig of the audio tower; only its encoder's numbers are used.
         text_config: Config of the language model: any AutoModelForCausalLM.
-        audio_token_id: Placeholder of projected speech. At or above the LLM's vocabulary, so never generated.
+        audio_token_id: Placeholder of projected speech, behind the tokens of the LLM's tokenizer; never generated.
         pinyin_token_id: Placeholder of a pinyin embedding.
         pinyin_vocab_size: Rows of the pinyin table.
         pinyin_units: The syllables of the rows, with blanks between; the bridge builds its logits from their initials,
@@ -84,6 +84,10 @@ class PinyinLlamaConfig(PreTrainedConfig):
     @property
     def vocab_size(self) -> int:
         return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int):
+        self.text_config.vocab_size = value
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -27,7 +27,7 @@ class PinyinConstraint:
         floor: For heard pinyin, the least probability that a unit may have; typed pinyin is strict.
     """
 
-    def __init__(self, tokenizer, pinyin_tokenizer: PinyinTokenizer, weight: float = 1.0, floor: float = 1e-4):
+    def __init__(self, tokenizer, pinyin_tokenizer: PinyinTokenizer, weight: float, floor: float):
         self.weight, self.floor = weight, floor
         self.num_units, self.eos_token_id = len(pinyin_tokenizer), tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()

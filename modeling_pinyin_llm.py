@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import can_return_tuple
 
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
 from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
@@ -135,6 +136,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings):
+        self.language_model.set_output_embeddings(new_embeddings)
+
     def get_decoder(self):
         return self.language_model.get_decoder()
 
@@ -240,6 +244,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             slots[self.config.pinyin_token_id] = self.get_pinyin_features(pinyin_ids)
         return slots
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -271,9 +276,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         """
         slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
         heard = slots.get(self.config.audio_token_id)
-        output = PinyinLlamaOutput(**(heard.pinyin if heard is not None else {}))
+        values = dict(heard.pinyin) if heard is not None else {}
         if pinyin_labels is not None:
-            output.ctc_loss = self.multi_modal_projector.ctc_loss(
+            values["ctc_loss"] = self.multi_modal_projector.ctc_loss(
                 heard.log_probs, heard.frames, pinyin_labels, kwargs.get("num_items_in_batch")
             )
         if input_ids is not None or inputs_embeds is not None:
@@ -292,19 +297,21 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 past_key_values=past_key_values,
                 labels=labels,
                 logits_to_keep=logits_to_keep,
+                return_dict=True,
                 **kwargs,
             )
-            if self.training and labels is not None:
-                text.logits = None  # the largest tensor of the step, and mixed precision would copy it to float32
             for name in ("loss", "logits", "past_key_values", "hidden_states", "attentions"):
-                output[name] = text.get(name)
-        return self._with_ctc(output)
+                values[name] = text.get(name)
+            if self.training and labels is not None:
+                del values["logits"]  # the largest tensor of the step, and mixed precision would copy it to float32
+        if pinyin_labels is not None:
+            weighted = self.config.ctc_loss_weight * values["ctc_loss"]
+            values["loss"] = weighted if values.get("loss") is None else values["loss"] + weighted
+        return PinyinLlamaOutput(**values)
 
-    def _with_ctc(self, output: PinyinLlamaOutput) -> PinyinLlamaOutput:
-        if output.ctc_loss is not None:
-            weighted = self.config.ctc_loss_weight * output.ctc_loss
-            output.loss = weighted if output.loss is None else output.loss + weighted
-        return output
+    def _placeholders_in_vocabulary(self) -> list[int]:
+        """Placeholders that could be written: some language models have more rows than their tokenizer has tokens."""
+        return [i for i in (self.config.audio_token_id, self.config.pinyin_token_id) if i < self.config.vocab_size]
 
     @torch.no_grad()
     def generate(
@@ -328,6 +335,10 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         Returns:
             Token ids, prompt included, as in every decoder-only model.
         """
+        if placeholders := self._placeholders_in_vocabulary():
+            config = kwargs.get("generation_config") or self.generation_config
+            suppressed = kwargs.get("suppress_tokens", config.suppress_tokens) or []
+            kwargs["suppress_tokens"] = [*suppressed, *placeholders]
         slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
         if slots:
             kwargs["inputs_embeds"], attention_mask = self.merge_inputs(input_ids, attention_mask, slots)

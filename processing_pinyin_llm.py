@@ -153,7 +153,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
         return {"input_features": padded, "input_features_mask": mask}, counts
 
     @lru_cache(maxsize=4)  # noqa: B019
-    def pinyin_constraint(self, weight: float = 1.0, floor: float = 1e-4) -> PinyinConstraint:
+    def pinyin_constraint(self, weight: float = 0.3, floor: float = 1e-4) -> PinyinConstraint:
         """For `model.generate(pinyin_constraint=...)`."""
         return PinyinConstraint(self.tokenizer, self.pinyin_tokenizer, weight, floor)
 

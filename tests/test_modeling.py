@@ -82,6 +82,23 @@ def test_cached_generation_is_uncached_generation(model, processor, clips, rows)
     torch.testing.assert_close(torch.stack(written.logits, dim=1), whole, **CLOSE)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_placeholders_inside_the_vocabulary_are_never_written(processor, num_beams):
+    text_config = build_config("mean").text_config
+    text_config.vocab_size += 8  # rows that the tokenizer has no tokens for, as in Qwen's tables
+    model = build_model("mean", text_config=text_config)
+    placeholders = torch.tensor([processor.audio_token_id, processor.pinyin_token_id])
+    loudest = 100 * torch.ones(text_config.hidden_size)
+    model.get_output_embeddings().weight[placeholders] = torch.stack([loudest, -loudest])  # one or the other wins
+    inputs = processor(pinyin=PINYIN)
+    assert torch.isin(model(**inputs).logits[:, -1].argmax(-1), placeholders).all()
+    favourite = model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1].item()
+    settings = {"max_new_tokens": 6, "num_beams": num_beams, "do_sample": False, "suppress_tokens": [favourite]}
+    written = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
+    assert not torch.isin(written, torch.tensor([*placeholders, favourite])).any()
+
+
 # Slots
 
 
@@ -143,6 +160,45 @@ def test_cached_features_give_the_same_loss(bridge_model, processor, clips):
     features, mask = batch.pop("input_features"), batch["input_features_mask"]
     batch["audio_hidden_states"] = bridge_model.audio_tower(features, mask)
     torch.testing.assert_close(bridge_model(**batch).loss, expected)
+
+
+def test_training_step_keeps_no_logits(processor):
+    output = build_model("mean").train()(**processor(pinyin=PINYIN, text=TEXTS))
+    assert output.loss is not None
+    assert "logits" not in output
+
+
+@torch.no_grad()
+def test_tuple_holds_what_the_output_holds(bridge_model, processor, clips):
+    batch = speech(processor, clips, text=TEXTS)
+    output = bridge_model(**batch)
+    values = bridge_model(**batch, return_dict=False)
+    assert list(output) == ["loss", "logits", "past_key_values", "pinyin", "pinyin_times", "pinyin_confidence"]
+    assert len(values) == len(output)
+    for name, value in zip(output, values, strict=True):
+        assert name == "past_key_values" or torch.equal(output[name], value)
+
+
+@torch.no_grad()
+def test_loss_comes_first_without_a_prompt(bridge_model, processor, clips):
+    batch = speech(processor, clips)
+    batch = {name: batch[name] for name in ("input_features", "input_features_mask")}
+    pinyin_labels = processor(pinyin=PINYIN)["pinyin_ids"].squeeze(-1)
+    output = bridge_model(**batch, pinyin_labels=pinyin_labels)
+    assert next(iter(output)) == "loss"
+    torch.testing.assert_close(output.loss, bridge_model.config.ctc_loss_weight * output.ctc_loss)
+
+
+# Vocabulary
+
+
+@torch.no_grad()
+def test_resized_vocabulary_leaves_the_logits_of_the_old(processor):
+    model, batch = build_model("mean"), processor(pinyin=PINYIN)
+    before, size = model(**batch).logits, model.config.vocab_size
+    model.resize_token_embeddings(size + 8)
+    assert model.config.vocab_size == model(**batch).logits.shape[-1] == size + 8
+    torch.testing.assert_close(model(**batch).logits[..., :size], before)
 
 
 # Weights
