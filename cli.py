@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (transcribe, convert):
         command.add_argument("--model", metavar="DIR|ID", help="folder or Hub id; default: the mini model")
-        command.add_argument("--num_beams", type=_positive, default=1, metavar="N", help="default: %(default)s")
+        command.add_argument("--num_beams", type=_positive, default=3, metavar="N", help="default: %(default)s")
 
     score = commands.add_parser("score", help="character error rate of texts against references")
     score.add_argument("references", metavar="REF.tsv", help="file TAB text, with or without a header")

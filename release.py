@@ -25,17 +25,23 @@ def release(source: str, target: str) -> int:
 
     from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
 
+    for link in Path(target).glob("*_pinyin_llm.py"):
+        link.unlink()  # else the code would be copied onto itself
     model = PinyinLlamaForASR.from_pretrained(source, dtype=torch.float32)
     model.half().save_pretrained(target)
     PinyinLlamaProcessor.from_pretrained(source).save_pretrained(target)
     config = Path(target, "config.json")
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, ensure_ascii=False) + "\n")
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, ensure_ascii=False) + "\n"
+    )
     for copy in Path(target).glob("*_pinyin_llm.py"):
         copy.unlink()
         copy.symlink_to(os.path.relpath(PACKAGE / copy.name, target))
     size = Path(target, "model.safetensors").stat().st_size
     if size > LARGEST_BYTES:
-        raise ValueError(f"{target}: expected weights of at most {LARGEST_BYTES} bytes, found {size}. Make the model smaller.")
+        raise ValueError(
+            f"{target}: expected weights of at most {LARGEST_BYTES} bytes, found {size}. Make the model smaller."
+        )
     return size
 
 

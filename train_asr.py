@@ -150,19 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     model = training.set_trainable(model, model_arguments, ["multi_modal_projector"], layers or None)
     if data_arguments.learn == "pinyin":
         model.multi_modal_projector.residual.requires_grad_(False)  # CTC alone gives it no gradient
-    trainer = training.PinyinTrainer(
-        model,
-        training_arguments,
-        data_collator=collator,
-        train_dataset=rows,
-        eval_dataset=rows.select(()),
-        model_arguments=model_arguments,
-        write=write,
-    )
-    trainer.train(resume_from_checkpoint=training.resume_point(training_arguments.output_dir))
-    metrics = trainer.evaluate() if data_arguments.eval_manifests else {}
-    training.save_whole(model, processor, training_arguments.output_dir)
-    training.write_record(training_arguments.output_dir, arguments, counts, metrics)
+    training.learn(model, processor, arguments, rows, collator, write, counts)
     return 0
 
 

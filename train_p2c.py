@@ -66,6 +66,8 @@ def write_evaluation(model, processor, files: list[str], rows: int):
     lines = [row for table in tables for row in islice(table, rows)]
 
     def write():
+        if not lines:
+            return {}, []
         references = [line["text"] for line in lines]
         metrics = {}
         for kind in ("toneless", "toned"):
@@ -100,19 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     write = write_evaluation(model, processor, data_arguments.eval_texts, model_arguments.eval_rows)
     every_layer = list(range(model.config.text_config.num_hidden_layers))
     model = training.set_trainable(model, model_arguments, ["pinyin_embeddings"], every_layer)
-    trainer = training.PinyinTrainer(
-        model,
-        training_arguments,
-        data_collator=collator,
-        train_dataset=pairs,
-        eval_dataset=pairs.select(()),
-        model_arguments=model_arguments,
-        write=write,
-    )
-    trainer.train(resume_from_checkpoint=training.resume_point(training_arguments.output_dir))
-    metrics = trainer.evaluate() if data_arguments.eval_texts else {}
-    training.save_whole(model, processor, training_arguments.output_dir)
-    training.write_record(training_arguments.output_dir, arguments, counts, metrics)
+    training.learn(model, processor, arguments, pairs, collator, write, counts)
     return 0
 
 

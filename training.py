@@ -145,6 +145,31 @@ class PinyinTrainer(Trainer):
         return metrics
 
 
+def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collator, write, counts: dict) -> None:
+    """Train, or go on where a run was interrupted; then write out the evaluation, the whole model and the record.
+
+    Args:
+        arguments: The ModelArguments first, the TrainingArguments last.
+        rows: The dataset; `collator` makes its batches.
+        write: See [`PinyinTrainer`].
+        counts: What the data held and what was dropped, for the record.
+    """
+    output_dir = arguments[-1].output_dir
+    trainer = PinyinTrainer(
+        model,
+        arguments[-1],
+        data_collator=collator,
+        train_dataset=rows,
+        eval_dataset=rows.select(()),  # the Trainer wants one; `write` brings its own rows
+        model_arguments=arguments[0],
+        write=write,
+    )
+    trainer.train(resume_from_checkpoint=resume_point(output_dir))
+    metrics = trainer.evaluate()
+    save_whole(model, processor, output_dir)
+    write_record(output_dir, arguments, counts, metrics)
+
+
 def show_rows(batch: dict, processor: PinyinLlamaProcessor) -> str:
     """The rows of a batch as text; what the loss sees stands in [brackets]."""
     lines = []

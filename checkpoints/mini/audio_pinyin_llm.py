@@ -1,0 +1,1 @@
+../../audio_pinyin_llm.py

@@ -1,0 +1,1 @@
+../../configuration_pinyin_llm.py

@@ -1,0 +1,1 @@
+../../generation_pinyin_llm.py

@@ -1,0 +1,1 @@
+../../modeling_pinyin_llm.py

@@ -1,0 +1,1 @@
+../../processing_pinyin_llm.py

@@ -1,0 +1,1 @@
+../../projector_pinyin_llm.py

@@ -1,0 +1,1 @@
+../../tokenization_pinyin_llm.py
