@@ -46,8 +46,8 @@ class PinyinConstraint:
         """(U, most homophones) numbers of the characters that each unit is written as, padded with their count."""
         of_unit = [[] for _ in range(self.num_units)]
         for character, unit in pairs:
-            of_unit[unit].append(torch.tensor(character))
-        rows = [torch.stack(row) if row else torch.zeros(0, dtype=torch.long) for row in of_unit]
+            of_unit[unit].append(character)
+        rows = [torch.tensor(row, dtype=torch.long) for row in of_unit]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(self.sequences))
 
     def bind(self, units: torch.Tensor, prompt_length: int) -> "PinyinLogitsProcessor":
