@@ -100,19 +100,22 @@ class SpeechCollator:
 
 def write_evaluation(model, processor, arguments: DataArguments, rows: int):
     """A function that transcribes the evaluation clips and scores characters and syllables."""
+    from pathlib import Path
+
     from pinyin_llm.audio_pinyin_llm import load_waveform
     from pinyin_llm.corpora.manifest import read_manifest
     from pinyin_llm.generation_pinyin_llm import hear_pinyin, transcribe_clips
     from pinyin_llm.scoring import score, score_syllables
 
-    tables = {path: read_manifest(path) for path in arguments.eval_manifests}
+    tables = {path: read_manifest(path)[:rows] for path in arguments.eval_manifests}
+    sets = {
+        Path(path).parent.name: (table["text"], [load_waveform(file) for file in table["audio"]])
+        for path, table in tables.items()
+    }
 
     def write():
         metrics, samples = {}, []
-        for path, table in tables.items():
-            clips = [load_waveform(path) for path in table["audio"][:rows]]
-            references = table["text"][:rows]
-            name = path.rsplit("/", 2)[-2]
+        for name, (references, clips) in sets.items():
             if model.config.projector_type == "pinyin_bridge":
                 heard = hear_pinyin(model, processor, clips)
                 metrics |= {f"{name}_{k}": v for k, v in score_syllables(references, heard).items()}

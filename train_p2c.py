@@ -12,28 +12,39 @@ from dataclasses import dataclass, field
 class DataArguments:
     """The text and how it is read."""
 
-    texts: list[str] = field(metadata={"help": "Text files, one sentence a line (corpora/plain_text.py makes them)."})
+    texts: list[str] = field(metadata={"help": "Text files, a sentence a line (see corpora/plain_text.py); FILE@3 is read three times an epoch."})
     eval_texts: list[str] = field(default_factory=list, metadata={"help": "tsv files: text, toned, toneless."})
     most_characters: int = field(default=60, metadata={"help": "Longer sentences are dropped, and counted."})
     num_proc: int = field(default=2, metadata={"help": "Processes that read the text."})
 
 
 def read_pairs(arguments: DataArguments, units):
-    """Sentences -> a dataset of `characters`, their `units` and `length`, and the counts for the record."""
+    """Sentences -> a dataset of `characters`, their `units`, `length` and `row`, and the counts for the record."""
+    from datasets import concatenate_datasets
+
+    parts, dropped = [], 0
+    for text in arguments.texts:
+        path, _, times = text.partition("@")
+        read = _read_file(path, units, arguments.num_proc)
+        kept = read.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")
+        dropped += len(read) - len(kept)
+        parts += [kept] * int(times or 1)
+    pairs = concatenate_datasets(parts)
+    pairs = pairs.add_column("row", list(range(len(pairs))))  # a sentence read twice gets noise of its own each time
+    return pairs, {"sentences": len(pairs), "characters": sum(pairs["length"]), "dropped_by_length": dropped}
+
+
+def _read_file(path: str, units, num_proc: int):
     from datasets import load_dataset
 
-    lines = load_dataset("text", data_files=arguments.texts, split="train")
-    pairs = lines.map(
-        lambda text: dict(zip(("characters", "units"), units.encode_characters(text), strict=True)),
-        input_columns="text",
-        remove_columns="text",
-        num_proc=arguments.num_proc,
-        desc="reading the text as pinyin",
+    def read(text: str) -> dict:
+        characters, ids = units.encode_characters(text)
+        return {"characters": characters, "units": ids, "length": len(ids)}
+
+    lines = load_dataset("text", data_files=path, split="train")
+    return lines.map(
+        read, input_columns="text", remove_columns="text", num_proc=num_proc, desc=f"reading {path} as pinyin"
     )
-    pairs = pairs.map(lambda row: {"length": len(row)}, input_columns="units", num_proc=arguments.num_proc)
-    kept = pairs.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")
-    counts = {"sentences": len(kept), "characters": sum(kept["length"]), "dropped_by_length": len(pairs) - len(kept)}
-    return kept, counts
 
 
 class PairCollator:
@@ -45,7 +56,7 @@ class PairCollator:
     def __call__(self, rows: list[dict]):
         from pinyin_llm.noise import generator_of
 
-        pinyin = [self.noise(row["units"], generator_of(self.epoch, row["characters"])) for row in rows]
+        pinyin = [self.noise(row["units"], generator_of(self.epoch, str(row["row"]))) for row in rows]
         texts = [row["characters"] for row in rows]
         batch = self.processor(pinyin=pinyin, text=texts, padding_side="right")
         del batch["attention_mask"]  # what stands right of a row is behind it: causal attention never looks there

