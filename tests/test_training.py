@@ -196,6 +196,17 @@ def test_dry_run_shows_two_rows_and_writes_nothing(parts, bridge_folder, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_file_read_twice_an_epoch_gets_other_noise_each_time(parts, processor):
+    text = str(parts / "texts.txt")
+    once, _ = train_p2c.read_pairs(train_p2c.DataArguments([text]), processor.pinyin_tokenizer)
+    twice, counts = train_p2c.read_pairs(train_p2c.DataArguments([f"{text}@2"]), processor.pinyin_tokenizer)
+    assert twice["characters"] == [*once["characters"]] * 2
+    assert counts["sentences"] == 2 * len(once)
+    noise = PinyinNoise(NoiseArguments(confuse=0.5), processor.pinyin_tokenizer)
+    pinyin = train_p2c.PairCollator(processor, noise)([*twice])["pinyin_ids"]
+    assert not torch.equal(pinyin[: len(once)], pinyin[len(once) :])
+
+
 @pytest.mark.parametrize("script", [train_p2c, train_asr], ids=["p2c", "asr"])
 def test_help_comes_without_torch(script):
     """`import torch` alone takes seconds."""
@@ -228,7 +239,8 @@ def test_training_batch_has_the_loss_of_padded_rows(bridge_model, processor):
     texts = SENTENCES[:3]
     units = [processor.pinyin_tokenizer.encode_characters(text)[1] for text in texts]
     collate = train_p2c.PairCollator(processor, PinyinNoise(NoiseArguments(), processor.pinyin_tokenizer))
-    batch = collate([{"characters": text, "units": row} for text, row in zip(texts, units, strict=True)])
+    rows = [{"characters": c, "units": u, "row": n} for n, (c, u) in enumerate(zip(texts, units, strict=True))]
+    batch = collate(rows)
     with torch.no_grad():
         expected = bridge_model(**processor(pinyin=units, text=texts)).loss
         torch.testing.assert_close(bridge_model(**batch).loss, expected)
