@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 class DataArguments:
     """The text and how it is read."""
 
-    texts: list[str] = field(metadata={"help": "Text files, a sentence a line (see corpora/plain_text.py); FILE@3 is read three times an epoch."})
+    texts: list[str] = field(
+        metadata={
+            "help": "Text files, a sentence a line (see corpora/plain_text.py); FILE@3 is read three times an epoch."
+        }
+    )
     eval_texts: list[str] = field(default_factory=list, metadata={"help": "tsv files: text, toned, toneless."})
     most_characters: int = field(default=60, metadata={"help": "Longer sentences are dropped, and counted."})
     num_proc: int = field(default=2, metadata={"help": "Processes that read the text."})

@@ -29,7 +29,8 @@ def read_dataset(name: str, output: Path, arguments: DatasetArguments) -> Iterat
         output: Where sounds go that the dataset holds as bytes: audio/ in it, a file for each, named by its content.
 
     Raises:
-        CorpusError: It lacks one of the columns.
+        CorpusError: It lacks one of the columns, or cannot be read. (`datasets` 5 needs torchcodec for folders of sound
+            files and for WebDataset, though not for parquet, which is what nearly all of the Hub is.)
     """
     from datasets import Audio
     from tqdm import tqdm
@@ -43,16 +44,20 @@ def read_dataset(name: str, output: Path, arguments: DatasetArguments) -> Iterat
         rows = rows.select_columns(wanted).cast_column(arguments.audio_column, Audio(decode=False))
         for row in tqdm(rows, desc=f"reading {split}", unit="clip", disable=None):
             sound, text, speaker = (row.get(column) for column in columns)
-            text = None if text is None else str(text)
-            yield Clip(_file_of(sound or {}, output / "audio"), text, str(speaker or ""), HOUSE_SPLITS.get(split, split))
+            audio = _file_of(sound or {}, output / "audio")
+            yield Clip(audio, None if text is None else str(text), str(speaker or ""), HOUSE_SPLITS.get(split, split))
 
 
 def _load(name: str, config: str | None) -> dict:
     """Splits by name."""
     from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetGenerationError
 
     saved = any(Path(name, file).exists() for file in ("state.json", "dataset_dict.json"))
-    loaded = load_from_disk(name) if saved else load_dataset(name, config)
+    try:
+        loaded = load_from_disk(name) if saved else load_dataset(name, config)
+    except DatasetGenerationError as error:
+        raise CorpusError(f"{name}: `datasets` cannot read it ({error.__cause__}).") from error
     return loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 
 

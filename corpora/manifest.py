@@ -74,9 +74,10 @@ def write_manifest(path: Path, rows: Iterable[tuple[Path, str, str, float, str]]
         table = csv.writer(lines, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
         table.writerow(WRITTEN)
         for audio, text, speaker, seconds, split in rows:
-            audio = audio.resolve()
-            file = audio.relative_to(folder) if folder in audio.parents else audio
-            table.writerow((file, " ".join(text.split()), speaker, f"{seconds:.3f}", split))
+            resolved = audio.resolve()
+            file = resolved.relative_to(folder) if folder in resolved.parents else audio.absolute()
+            text, speaker = (" ".join(words.split()) for words in (text, speaker))
+            table.writerow((file, text, speaker, f"{seconds:.3f}", split))
     partial.replace(path)
 
 

@@ -1,13 +1,18 @@
 """Raw text to clean training sentences: one a line, Han characters only, none of a held-out text.
 
 python -m pinyin_llm.corpora.plain_text --inputs raw/ --output clean.txt --held_out hashes.txt
+python -m pinyin_llm.corpora.plain_text --inputs dataset:wikimedia/wikipedia,config=20231101.zh --output clean.txt
+
+Inputs are read piece by piece and may be larger than memory.
 """
 
 import csv
+import gzip
 import hashlib
 import json
 import re
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +35,11 @@ COUNTS = ("read", "kept", "characters", "held_out", "duplicate", "nothing_left",
 WINDOW = 10
 SHORTEST_FRAGMENT = 5
 SHORT_COPIES = 5
+
+TEXT_SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
+LONGEST_PIECE = 2**20  # characters read at once of a line without end
+DATASET = "dataset:"
+DATASET_OPTIONS = {"config": None, "split": "train", "column": "text"}
 
 
 class HeldOut:
@@ -118,23 +128,46 @@ def _packed(clauses: Iterable[str], limit: int) -> Iterator[str]:
     yield line
 
 
+class RecentLines:
+    """How often each line came; those that did not come for five to ten million other ones are forgotten.
+
+    So the memory stays under 1 GiB, at about 90 bytes a line, however long the text is.
+    """
+
+    CAPACITY = 5_000_000
+
+    def __init__(self):
+        self.newer: dict[bytes, int] = {}
+        self.older: dict[bytes, int] = {}
+
+    def count(self, line: str) -> int:
+        """Note `line`; how often it came so far."""
+        key = hashlib.blake2b(line.encode(), digest_size=8).digest()
+        times = 1 + (self.newer.get(key) or self.older.get(key, 0))
+        self.newer[key] = times
+        if len(self.newer) >= self.CAPACITY:
+            self.older, self.newer = self.newer, {}
+        return times
+
+
 def prepare(
-    files: Iterable[Path],
+    files: Iterable[Path | str],
     output: Path,
     held_out: HeldOut,
     max_characters: int = 40,
     non_han: NonHan = "split",
 ) -> dict[str, int]:
-    """Writes the clean sentences of `files` to `output`, and their counts beside it as JSON.
+    """Writes the clean sentences of `files` (see `text_files`) to `output`, and their counts beside it as JSON.
 
     A sentence that shares a window with a held-out text is dropped whole, before it is cut into lines, so
-    that no half of it stays. A line of eight characters or more is kept once, a shorter one up to five times.
+    that no half of it stays. A line of eight characters or more is kept once, a shorter one up to five times
+    (as far as `RecentLines` remembers).
 
     Returns:
         counts: sentences read, lines and characters kept, and what was dropped by reason.
     """
     counts = Counter(dict.fromkeys(COUNTS, 0))
-    seen: Counter[bytes] = Counter()
+    seen = RecentLines()
     partial = output.with_name(output.name + ".partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "w", encoding="utf-8") as target:
@@ -149,7 +182,7 @@ def prepare(
 
 
 def _clean_lines(
-    sentence: str, held_out: HeldOut, max_characters: int, non_han: NonHan, seen: Counter, counts: Counter
+    sentence: str, held_out: HeldOut, max_characters: int, non_han: NonHan, seen: RecentLines, counts: Counter
 ) -> Iterator[str]:
     """The lines of one sentence that are neither held out nor repeated; counts the others."""
     counts["read"] += 1
@@ -159,12 +192,11 @@ def _clean_lines(
     empty = True
     for line in lines_of(sentence, max_characters, non_han):
         empty = False
-        key = hashlib.blake2b(line.encode(), digest_size=8).digest()
-        seen[key] += 1
+        times = seen.count(line)
         # the whole sentence passed, but a line of it may equal a short held-out text
         if line in held_out:
             counts["held_out"] += 1
-        elif seen[key] > (1 if len(line) >= 8 else SHORT_COPIES):
+        elif times > (1 if len(line) >= 8 else SHORT_COPIES):
             counts["duplicate"] += 1
         else:
             counts["kept"] += 1
@@ -174,14 +206,40 @@ def _clean_lines(
         counts["nothing_left"] += 1
 
 
-def _texts(files: Iterable[Path], counts: Counter) -> Iterator[str]:
-    """Lines of .txt files, and the `text` column of .tsv files."""
-    for path in files:
-        with open(path, encoding="utf-8", errors="replace", newline="") as lines:
-            texts = _column(path, lines, "text") if path.suffix == ".tsv" else lines
-            for text in texts:
-                counts["undecodable_bytes"] += text.count("\ufffd")
-                yield text
+def _texts(files: Iterable[Path | str], counts: Counter) -> Iterator[str]:
+    """Lines of .txt files, the `text` column of .tsv files, the texts of datasets."""
+    for source in files:
+        for text in _stream(source) if isinstance(source, str) else _read(source):
+            counts["undecodable_bytes"] += text.count("\ufffd")
+            yield text
+
+
+def _read(path: Path) -> Iterator[str]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as lines:
+            is_table = path.name.removesuffix(".gz").endswith(".tsv")
+            pieces = iter(lambda: lines.readline(LONGEST_PIECE), "")
+            yield from _column(path, lines, "text") if is_table else pieces
+    except (EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(f"{path}: is damaged or cut off ({error}). Fetch it again, or leave it out.") from error
+
+
+def _stream(source: str) -> Iterator[str]:
+    """The texts of `dataset:NAME[,config=...][,split=...][,column=...]`, loaded as they are asked for."""
+    name, *pairs = source.removeprefix(DATASET).split(",")
+    given = dict(pair.partition("=")[::2] for pair in pairs)
+    if unknown := given.keys() - DATASET_OPTIONS.keys():
+        raise ValueError(f"{source}: expected {', '.join(DATASET_OPTIONS)}, found {', '.join(sorted(unknown))}")
+    from datasets import load_dataset
+
+    options = DATASET_OPTIONS | given
+    column = options["column"]
+    rows = load_dataset(name, options["config"], split=options["split"], streaming=True)
+    if column not in (rows.column_names or [column]):
+        raise ValueError(f"{source}: expected a column {column!r}, found {', '.join(rows.column_names)}; name one")
+    # the other columns may be sounds that nobody can decode here
+    yield from (row[column] or "" for row in rows.select_columns(column))
 
 
 def _column(path: Path, lines: Iterable[str], name: str) -> Iterator[str]:
@@ -191,17 +249,23 @@ def _column(path: Path, lines: Iterable[str], name: str) -> Iterator[str]:
     return (row[name] or "" for row in rows)
 
 
-def text_files(inputs: Iterable[str]) -> list[Path]:
-    """The files named, and the .txt and .tsv files of the folders named.
+def text_files(inputs: Iterable[str]) -> list[Path | str]:
+    """The files named, the .txt and .tsv files (also .gz) anywhere in the folders named; dataset:... as it is.
 
     Raises:
         FileNotFoundError: one of `inputs` is not there.
     """
     files = []
-    for path in map(Path, inputs):
-        if not path.exists():
+    for name in inputs:
+        path = Path(name)
+        if name.startswith(DATASET):
+            files.append(name)
+        elif path.is_dir():
+            files += sorted(file for file in path.rglob("*") if file.name.endswith(TEXT_SUFFIXES))
+        elif path.exists():
+            files.append(path)
+        else:
             raise FileNotFoundError(f"{path}: expected a text file or a folder of them, found nothing")
-        files += sorted(path.glob("*.t[xs][tv]")) if path.is_dir() else [path]
     return files
 
 
@@ -209,7 +273,9 @@ def text_files(inputs: Iterable[str]) -> list[Path]:
 class PlainTextArguments:
     """Cleans raw text into training sentences."""
 
-    inputs: list[str] = field(metadata={"help": ".txt or .tsv files (column `text`), or folders of them"})
+    inputs: list[str] = field(
+        metadata={"help": "Files (.txt, .tsv with a column `text`, .gz), folders, dataset:NAME,column=text."}
+    )
     output: str = field(metadata={"help": "the file of clean sentences; its counts go beside it as .json"})
     held_out: str | None = field(default=None, metadata={"help": "file of hashes of the held-out windows"})
     held_out_texts: str | None = field(default=None, metadata={"help": ".tsv of further held-out texts"})

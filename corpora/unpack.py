@@ -14,8 +14,9 @@ from pathlib import Path, PureWindowsPath
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 LARGEST_RATIO = 20  # speech shrinks to a half, text to a fifth; bombs shrink a thousandfold
 ALWAYS_ALLOWED = 64 * 2**20  # bytes: a little archive of silence is no bomb
-DAMAGES = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
 HEADER = 512  # bytes a member takes at least, so that a flood of empty ones counts too
+# RuntimeError: a zip with a password, or of an unknown kind
+DAMAGES = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
 
 
 class ArchiveError(ValueError):
@@ -36,8 +37,8 @@ def unpack(archives: list[Path], num_proc: int = 1) -> None:
     from tqdm import tqdm
 
     with ThreadPool(num_proc) as pool:  # threads: zlib works without Python's lock
-        done = pool.imap(_unpack_apart, archives)
-        for archive, folder in zip(archives, tqdm(done, total=len(archives), desc="unpacking", disable=None), strict=True):
+        named = tqdm(archives, desc="unpacking", disable=None)
+        for archive, folder in zip(named, pool.imap(_unpack_apart, archives), strict=True):
             # here, one after the other: many archives may hold parts of the same folder
             _move_into(folder, archive.parent)
             shutil.rmtree(folder)
@@ -71,7 +72,7 @@ def _check(archive: Path) -> None:
         if path.anchor or ".." in path.parts:
             raise ArchiveError(f"{archive}: {name!r} leads outside of the folder. Do not trust this archive.")
         if kind not in ("file", "folder"):
-            raise ArchiveError(f"{archive}: {name!r} is a {kind}; expected files and folders. Do not trust this archive.")
+            raise ArchiveError(f"{archive}: {name!r} is a {kind}, not a file or folder. Do not trust this archive.")
         total += HEADER + size
         if total > largest:
             found = f"{archive.stat().st_size:,} bytes become more than {largest:,}"

@@ -239,15 +239,15 @@ def test_help_comes_without_torch():
 
 
 def test_dataset_with_bytes_is_written_out_once(tmp_path):
-    from datasets import Audio, Dataset, DatasetDict, Features, Value
+    from datasets import Audio, Dataset, DatasetDict
 
     sounds = [record(tmp_path / f"{seconds}.wav", seconds).read_bytes() for seconds in (0.4, 0.5, 0.6)]
-    features = Features({"sound": Audio(), "sentence": Value("string"), "who": Value("string")})
 
     def table(*clips):
         sound = [{"bytes": content, "path": path} for content, path, _ in clips]
-        values = {"sound": sound, "sentence": [text for *_, text in clips], "who": ["甲"] * len(clips)}
-        return Dataset.from_dict(values, features=features)
+        texts = [text for *_, text in clips]
+        rows = Dataset.from_dict({"sound": sound, "sentence": texts, "who": ["甲"] * len(clips)})
+        return rows.cast_column("sound", Audio())
 
     clips = {"train": table((sounds[0], "../../a.wav", "早上"), (sounds[1], None, "中午"), (sounds[2], "b", None))}
     DatasetDict(clips | {"validation": table((sounds[1], "c.wav", "中午"))}).save_to_disk(tmp_path / "saved")
@@ -261,15 +261,18 @@ def test_dataset_with_bytes_is_written_out_once(tmp_path):
         assert counts(output, "train")["no_transcript"] == 1
     assert not (tmp_path.parent / "a.wav").exists()
     assert (output / "train.tsv").read_text().splitlines()[1].startswith("audio/")  # so the folder can be moved
-    assert run("dataset", tmp_path / "saved", tmp_path / "other") == 2
 
 
-def test_folder_of_audio_is_a_dataset(tmp_path):
-    record(tmp_path / "mine" / "a.wav")
-    write(tmp_path / "mine" / "metadata.csv", "file_name,text\na.wav,你好\n")
-    assert run("dataset", tmp_path / "mine", tmp_path / "out") == 0
-    (row,) = rows(tmp_path / "out", "train")
-    assert (row["audio"], row["text"]) == (str(tmp_path / "mine" / "a.wav"), "你好")
+def test_dataset_of_paths_stays_where_it_is(tmp_path, capsys):
+    sound = record(tmp_path / "a.wav")
+    rows_there = [{"audio": str(sound), "text": "你好"}, {"audio": str(tmp_path / "gone.wav"), "text": "再见"}]
+    write(tmp_path / "mine" / "validation.jsonl", "\n".join(map(json.dumps, rows_there)))
+    assert run("dataset", tmp_path / "mine", tmp_path / "out") == 1
+    (row,) = rows(tmp_path / "out", "dev")
+    assert (row["audio"], row["text"]) == (str(sound), "你好")
+    assert str(tmp_path / "gone.wav") in (tmp_path / "out" / "dropped.tsv").read_text()
+    assert run("dataset", tmp_path / "mine", tmp_path / "out", "--speaker_column", "who") == 2
+    assert "expected the columns audio, text, who, found audio, text. Name who by" in capsys.readouterr().err
 
 
 # Row 29: refused before anything is written
@@ -291,7 +294,7 @@ def make_tar(path: Path, *members: tuple) -> Path:
 def make_zip(path: Path, *members: tuple) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for header, content in members:
-            entry = zipfile.ZipInfo(header.name)
+            entry = zipfile.ZipInfo(header.name + "/" * header.isdir())
             entry.external_attr = (0o120777 if header.issym() else 0o100644) << 16
             packed.writestr(entry, content, zipfile.ZIP_DEFLATED)
     return path
