@@ -21,7 +21,9 @@ class ModelArguments:
     projector_pooling: str = field(default="mean", metadata={"help": "mean, max, attention, stack or conv."})
     bridge_hidden_size: int = field(default=384, metadata={"help": "Width of the bridge."})
     bridge_num_layers: int = field(default=2, metadata={"help": "Transformer layers of the bridge."})
-    lora: int | None = field(default=16, metadata={"help": "LoRA rank; null (or 0) trains the language model in full."})
+    lora: int | None = field(
+        default=16, metadata={"help": "LoRA rank; 0 (in a recipe also null) trains the whole language model."}
+    )
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale."})
     optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon (for training from scratch)."})
     attention: str = field(default="sdpa", metadata={"help": "Of the language model; eager is faster on short rows."})

@@ -1,6 +1,6 @@
 """The checkpoint that ships: half the bytes, and the code linked instead of copied, since it lies in the repository.
 
-python -m pinyin_llm.release data/mini-asr checkpoints/mini
+python -m pinyin_llm.release data/mini-bridge checkpoints/mini
 """
 
 import json

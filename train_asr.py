@@ -6,7 +6,8 @@ python train_asr.py --model p2c --manifests train.tsv --output_dir asr
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 
 @dataclass
@@ -18,7 +19,9 @@ class DataArguments:
     eval_manifests: list[str] = field(default_factory=list, metadata={"help": "Speech that is only written out."})
     cache_features: str = field(default="data/features", metadata={"help": "Folder of the encoder's outputs."})
     speeds: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Learn sentences at these speeds."})
-    learn: str = field(default="text", metadata={"help": "pinyin: the bridge alone by CTC; text: characters too."})
+    learn: Literal["text", "pinyin"] = field(
+        default="text", metadata={"help": "pinyin: the bridge alone, by CTC; text: characters too."}
+    )
     lowest_layers: int = field(default=5, metadata={"help": "LLM layers that learn (the paper: 5); 0 for none."})
     mask_time: float = field(default=0.0, metadata={"help": "Share of a clip's frames that is hidden, in short spans."})
 
@@ -40,18 +43,21 @@ def read_speech(manifests: list[str], units):
     return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "without_text": len(rows) - len(kept)}
 
 
-def read_features(arguments: DataArguments, model, processor):
-    """The encoder's output for all that is learned from, and the counts for the record."""
+def read_features(arguments: DataArguments, model, processor, most: int | None = None):
+    """The encoder's output for all that is learned from (`most` clips of each kind), and the counts for the record."""
     from datasets import concatenate_datasets
 
     from pinyin_llm.corpora.features import cache_features
 
+    if arguments.learn == "text" and arguments.word_manifests:
+        raise ValueError("Words recorded alone teach pinyin: expected no word_manifests beside learn text. Drop them.")
     groups = {"sentences": (arguments.manifests, arguments.speeds)}
-    if arguments.learn == "pinyin" and arguments.word_manifests:
+    if arguments.word_manifests:
         groups["words"] = (arguments.word_manifests, [1.0])
     parts, counts = [], {}
     for name, (manifests, speeds) in groups.items():
         clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
+        clips = clips.select(range(min(most or len(clips), len(clips))))
         rows, dropped = cache_features(clips, model, processor, arguments.cache_features, speeds)
         counts[name] |= dropped
         parts.append(rows)
@@ -109,7 +115,7 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
 
     tables = {path: read_manifest(path)[:rows] for path in arguments.eval_manifests}
     sets = {
-        Path(path).parent.name: (table["text"], [load_waveform(file) for file in table["audio"]])
+        f"{Path(path).parent.name}_{Path(path).stem}": (table["text"], [load_waveform(file) for file in table["audio"]])
         for path, table in tables.items()
     }
 
@@ -128,6 +134,18 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
     return write
 
 
+def show(arguments: DataArguments, model, processor) -> None:
+    """Print the counts and two rows; only those two are encoded, and nothing is kept."""
+    from tempfile import TemporaryDirectory
+
+    from pinyin_llm.training import show_rows
+
+    with TemporaryDirectory() as folder:
+        rows, counts = read_features(replace(arguments, cache_features=folder), model, processor, most=2)
+        collator = SpeechCollator(processor, model.config, arguments.learn)
+        print(counts, show_rows(collator([*rows.select(range(min(2, len(rows))))]), processor), sep="\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     from pinyin_llm.arguments import ModelArguments, parse_arguments
 
@@ -142,12 +160,12 @@ def main(argv: list[str] | None = None) -> int:
     set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 
     model, processor = training.load_model(model_arguments)
-    rows, counts = read_features(data_arguments, model, processor)
-    collator = SpeechCollator(processor, model.config, data_arguments.learn, data_arguments.mask_time)
     if model_arguments.dry_run:
-        print(counts, training.show_rows(collator([rows[0], rows[1]]), processor), sep="\n")
+        show(data_arguments, model, processor)
         return 0
 
+    rows, counts = read_features(data_arguments, model, processor)
+    collator = SpeechCollator(processor, model.config, data_arguments.learn, data_arguments.mask_time)
     write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
     layers = list(range(data_arguments.lowest_layers)) if data_arguments.learn == "text" else []
     model = training.set_trainable(model, model_arguments, ["multi_modal_projector"], layers or None)

@@ -5,6 +5,7 @@ python train_p2c.py --texts corpus.txt --output_dir p2c      # Whisper-large-v3 
 """
 
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -26,16 +27,21 @@ def read_pairs(arguments: DataArguments, units):
     """Sentences -> a dataset of `characters`, their `units`, `length` and `row`, and the counts for the record."""
     from datasets import concatenate_datasets
 
-    parts, dropped = [], 0
+    parts, dropped = [], Counter()
     for text in arguments.texts:
-        path, _, times = text.partition("@")
+        path, _, times = text.rpartition("@") if text.rpartition("@")[2].isdecimal() else (text, "", "1")
         read = _read_file(path, units, arguments.num_proc)
-        kept = read.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")
-        dropped += len(read) - len(kept)
-        parts += [kept] * int(times or 1)
-    pairs = concatenate_datasets(parts)
+        lengths = read["length"][:]
+        dropped["without_han"] += lengths.count(0)
+        dropped["too_long"] += sum(n > arguments.most_characters for n in lengths)
+        dropped["other_letters_left_out"] += sum(read["foreign"])
+        parts += [read.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")] * int(times)
+    if dropped["other_letters_left_out"]:
+        print(f"{dropped['other_letters_left_out']} lines lost digits or Latin letters: corpora/plain_text.py reads or cuts them.",
+              file=sys.stderr)  # fmt: skip
+    pairs = concatenate_datasets(parts).remove_columns("foreign")
     pairs = pairs.add_column("row", list(range(len(pairs))))  # a sentence read twice gets noise of its own each time
-    return pairs, {"sentences": len(pairs), "characters": sum(pairs["length"]), "dropped_by_length": dropped}
+    return pairs, {"sentences": len(pairs), "characters": sum(pairs["length"]), **dropped}
 
 
 def _read_file(path: str, units, num_proc: int):
@@ -43,7 +49,8 @@ def _read_file(path: str, units, num_proc: int):
 
     def read(text: str) -> dict:
         characters, ids = units.encode_characters(text)
-        return {"characters": characters, "units": ids, "length": len(ids)}
+        foreign = sum(map(str.isalnum, text)) > len(ids)
+        return {"characters": characters, "units": ids, "length": len(ids), "foreign": foreign}
 
     lines = load_dataset("text", data_files=path, split="train")
     return lines.map(
@@ -111,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     pairs, counts = read_pairs(data_arguments, processor.pinyin_tokenizer)
     collator = PairCollator(processor, PinyinNoise(noise_arguments, processor.pinyin_tokenizer))
     if model_arguments.dry_run:
-        print(counts, training.show_rows(collator([pairs[0], pairs[1]]), processor), sep="\n")
+        print(counts, training.show_rows(collator([*pairs.select(range(min(2, len(pairs))))]), processor), sep="\n")
         return 0
 
     write = write_evaluation(model, processor, data_arguments.eval_texts, model_arguments.eval_rows)

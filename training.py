@@ -5,6 +5,7 @@ import platform
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -18,11 +19,15 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
+from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcessor  # also tells the Auto classes
 from pinyin_llm.arguments import ModelArguments
-from pinyin_llm.configuration_pinyin_llm import PinyinLlamaConfig
-from pinyin_llm.modeling_pinyin_llm import PinyinLlamaForASR
 from pinyin_llm.optimizer import build_optimizer
-from pinyin_llm.processing_pinyin_llm import PinyinLlamaProcessor
+
+
+# What makes a run: it may not change while the run goes on. Of a stage's own arguments, all but these:
+FREE_TO_CHANGE = {"dry_run", "eval_rows", "eval_texts", "eval_manifests", "num_proc", "cache_features", "attention"}
+# and of transformers' these alone:
+FIXED_IN_TRAINING = ("learning_rate", "lr_scheduler_type", "weight_decay", "seed")
 
 
 def load_model(arguments: ModelArguments) -> tuple[PinyinLlamaForASR, PinyinLlamaProcessor]:
@@ -155,6 +160,10 @@ def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collato
         counts: What the data held and what was dropped, for the record.
     """
     output_dir = arguments[-1].output_dir
+    checkpoint = arguments[-1].resume_from_checkpoint or resume_point(output_dir)
+    keep_arguments(output_dir, arguments)
+    if checkpoint:
+        print(f"going on from {checkpoint}", file=sys.stderr)
     trainer = PinyinTrainer(
         model,
         arguments[-1],
@@ -164,25 +173,62 @@ def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collato
         model_arguments=arguments[0],
         write=write,
     )
-    trainer.train(resume_from_checkpoint=resume_point(output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     save_whole(model, processor, output_dir)
     write_record(output_dir, arguments, counts, metrics)
 
 
 def show_rows(batch: dict, processor: PinyinLlamaProcessor) -> str:
-    """The rows of a batch as text; what the loss sees stands in [brackets]."""
-    lines = []
-    for ids, labels in zip(batch["input_ids"][:2], batch["labels"][:2], strict=True):
-        pieces = processor.tokenizer.convert_ids_to_tokens(ids.tolist())
-        learned = (labels != -100).tolist()
-        lines.append(" ".join(f"[{piece}]" if on else piece for piece, on in zip(pieces, learned, strict=True)))
-    return "\n".join(lines)
+    """The rows of a batch as text: what fills the slot, and in [brackets] what the loss sees."""
+    units = processor.pinyin_tokenizer.units
+    if "input_ids" not in batch:  # a bridge that learns pinyin alone
+        return "\n".join(" ".join(f"[{units[i]}]" for i in row if i >= 0) for row in batch["pinyin_labels"].tolist())
+    return "\n".join(_show_row(batch, row, processor) for row in range(len(batch["input_ids"])))
+
+
+def _show_row(batch: dict, row: int, processor: PinyinLlamaProcessor) -> str:
+    ids, learned = batch["input_ids"][row], batch["labels"][row] != -100
+    start = int((batch["attention_mask"][row] == 0).sum()) if "attention_mask" in batch else 0
+    here = slice(start, int(learned.nonzero().max()) + 1)  # the rest is padding
+    ids, learned = ids[here], learned[here]
+    pieces = processor.tokenizer.convert_ids_to_tokens(ids.tolist())
+    shown = [f"[{piece}]" if on else piece for piece, on in zip(pieces, learned.tolist(), strict=True)]
+    if "pinyin_ids" in batch:
+        names = iter(_slot_name(slot, processor.pinyin_tokenizer) for slot in batch["pinyin_ids"][row].tolist())
+        shown = [next(names) if i == processor.pinyin_token_id else piece for i, piece in zip(ids, shown, strict=True)]
+    runs = [(piece, len(list(run))) for piece, run in groupby(shown)]
+    return " ".join(f"{piece} x {n}" if piece.startswith("<|") else " ".join([piece] * n) for piece, n in runs)
+
+
+def _slot_name(slot: list[int], tokenizer) -> str:
+    """Shown as "hao3", "hao" where all its tones are meant, "hao3+hao4" for a blend."""
+    ids = sorted({i for i in slot if i >= 0})
+    base = tokenizer.units[ids[0]][:-1]
+    return base if tuple(ids) == tokenizer.bases[base] and len(ids) > 1 else "+".join(tokenizer.units[i] for i in ids)
 
 
 def resume_point(output_dir: str) -> str | None:
     """The newest checkpoint of an interrupted run, or `None`."""
     return get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+
+
+def keep_arguments(output_dir: str, arguments: list) -> None:
+    """Write arguments.json into the folder of the run.
+
+    Raises:
+        ValueError: The run that the folder holds was given others; its weights are not what these would make.
+    """
+    path = Path(output_dir, "arguments.json")
+    *own, settings = map(_plain, arguments)
+    given = {k: v for part in own for k, v in part.items() if k not in FREE_TO_CHANGE}
+    given |= {k: settings[k] for k in FIXED_IN_TRAINING}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else given
+    if changed := [k for k in given if kept.get(k, given[k]) != given[k]]:
+        found = "; ".join(f"{k}: {kept[k]}, now {given[k]}" for k in changed)
+        raise ValueError(f"{output_dir} holds a run with other arguments ({found}). Choose another --output_dir.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(given, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def write_record(output_dir: str, arguments: list, data: dict, metrics: dict) -> None:

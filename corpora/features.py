@@ -1,6 +1,7 @@
 """The frozen encoder's output, computed once a clip and kept on disk (float16)."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -12,12 +13,14 @@ from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform, why_no_speech
 
 BATCH_SECONDS = 120  # of speech encoded at once: clips of like length, so little is padding
 LONGEST_SECONDS = 30.0
+COUNTS = "dropped.json"
 
 
 def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[float]) -> tuple[Dataset, dict]:
     """Rows of `audio` paths -> the same rows, once a speed, with the encoder's output; and counts of what was dropped.
 
-    A part that is on disk already is not computed again: its name holds a fingerprint of encoder and audio.
+    A part that is on disk already is not computed again: its name holds a fingerprint of encoder and audio. Texts are
+    not kept there.
 
     Args:
         rows: id, audio, text, ...
@@ -30,19 +33,28 @@ def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[fl
     """
     parts, counts = [], {}
     for speed in speeds:
-        place = Path(folder, _fingerprint(rows, model, speed))
+        place = Path(folder, _fingerprint(rows, model, processor, speed))
         if not place.exists():
-            encoded, counts_here = _encode(rows, model, processor, speed)
-            encoded.save_to_disk(place)
-            counts |= {f"{reason}_at_{speed}": n for reason, n in counts_here.items()}
-        parts.append(load_from_disk(place))
+            encoded, counted = _encode(rows, model, processor, speed)
+            partial = place.with_suffix(".partial")
+            encoded.save_to_disk(partial)
+            (partial / COUNTS).write_text(json.dumps(counted), encoding="utf-8")
+            partial.rename(place)
+        encoded = load_from_disk(place)  # what was heard; what was said comes from the rows, which may be mended
+        parts.append(concatenate_datasets([rows.select(list(encoded["row"])), encoded.remove_columns("row")], axis=1))
+        counted = json.loads((place / COUNTS).read_text(encoding="utf-8"))
+        counts |= {f"{reason}_at_{speed}": n for reason, n in counted.items()}
     return concatenate_datasets(parts), counts
 
 
-def _fingerprint(rows: Dataset, model, speed: float) -> str:
-    weights = model.audio_tower.layers[-1].fc2.weight.detach().float().cpu().numpy().tobytes()
-    files = "\n".join(f"{path} {Path(path).stat().st_size}" for path in rows["audio"])
-    return hashlib.sha256(weights + files.encode() + str(speed).encode()).hexdigest()[:16]
+def _fingerprint(rows: Dataset, model, processor, speed: float) -> str:
+    """Of the encoder, of how sound becomes log-mel, and of the files; -1 stands for one that is missing."""
+    digest = hashlib.sha256(f"{speed}{processor.feature_extractor.to_json_string()}".encode())
+    for tensor in model.audio_tower.state_dict().values():
+        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    for path in rows["audio"]:
+        digest.update(f"{path} {Path(path).stat().st_size if Path(path).is_file() else -1}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _load(rows: Dataset, processor, speed: float) -> tuple[list[tuple[int, torch.Tensor]], dict]:
@@ -70,7 +82,7 @@ def _load(rows: Dataset, processor, speed: float) -> tuple[list[tuple[int, torch
 @torch.no_grad()
 def _encode(rows: Dataset, model, processor, speed: float) -> tuple[Dataset, dict]:
     clips, counts = _load(rows, processor, speed)
-    columns = {"hidden": [], "mel_frames": []}
+    columns = {"row": [number for number, _ in clips], "hidden": [], "mel_frames": []}
     start = 0
     with tqdm(total=len(clips), desc=f"encoding at {speed}") as progress:
         while start < len(clips):
@@ -85,9 +97,8 @@ def _encode(rows: Dataset, model, processor, speed: float) -> tuple[Dataset, dic
                 columns["mel_frames"].append(mel.shape[-1])
             start += len(batch)
             progress.update(len(batch))
-    features = Features({"hidden": List(Value("float16")), "mel_frames": Value("int64")})
-    kept = rows.select([number for number, _ in clips])
-    return concatenate_datasets([kept, Dataset.from_dict(columns, features=features)], axis=1), counts
+    features = Features({"row": Value("int64"), "hidden": List(Value("float16")), "mel_frames": Value("int64")})
+    return Dataset.from_dict(columns, features=features), counts
 
 
 def unpack(row: dict, width: int) -> torch.Tensor:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+import yaml
 from conftest import build_config, build_model, build_processor, tone, whisper_config
 from transformers import AutoConfig, TrainingArguments, WhisperFeatureExtractor, WhisperModel
 
-from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c
+from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
 from pinyin_llm.arguments import ModelArguments
 from pinyin_llm.corpora.han_llama import HanLlamaArguments, write_language_model
 from pinyin_llm.noise import NoiseArguments, PinyinNoise
@@ -161,14 +162,20 @@ def test_both_stages_from_the_parts_to_a_model_that_loads(parts, new_model, tmp_
     assert record["arguments"]["confuse"] == 0.1
     assert record["arguments"]["max_steps"] == 2
     assert {"torch", "transformers", "peft", "python"} <= record["versions"].keys()
-    assert record["data"] == {"sentences": 17, "characters": 2 * sum(map(len, SENTENCES)) + 2, "dropped_by_length": 0}
+    assert record["data"] == {
+        "sentences": 17,
+        "characters": 2 * sum(map(len, SENTENCES)) + 2,
+        "without_han": 0,
+        "too_long": 0,
+        "other_letters_left_out": 0,
+    }
     assert {"eval_toned_cer", "eval_toneless_cer"} <= record["metrics"].keys()
 
     manifest = str(parts / "speech" / "manifest.tsv")
     asr(parts, tmp_path / "asr", "--model", str(tmp_path / "p2c"), "--eval_manifests", manifest, "--max_steps", "1")
     record = json.loads((tmp_path / "asr" / "run.json").read_text())
     assert record["data"]["sentences"]["clips"] == 4
-    assert {"eval_speech_cer", "eval_speech_toned_syllable_errors"} <= record["metrics"].keys()
+    assert {"eval_speech_manifest_cer", "eval_speech_manifest_toned_syllable_errors"} <= record["metrics"].keys()
     processor = PinyinLlamaProcessor.from_pretrained(tmp_path / "asr")
     PinyinLlamaForASR.from_pretrained(tmp_path / "asr").generate(**processor(tone(0.5), sampling_rate=16000))
 
@@ -189,11 +196,47 @@ def test_resumed_run_is_the_uninterrupted_run(parts, new_model, tmp_path, argume
 
 
 def test_dry_run_shows_two_rows_and_writes_nothing(parts, bridge_folder, tmp_path, capsys):
-    for stage in (p2c, asr):
-        stage(parts, tmp_path / "out", "--model", bridge_folder, "--dry_run")
-        rows = capsys.readouterr().out.splitlines()[-2:]
-        assert all(re.search(r"<\|(pinyin|audio)\|> ： (\[\S+\] )+\[</s>\]", row) for row in rows), rows
-    assert not (tmp_path / "out").exists()
+    start = ["--model", bridge_folder, "--dry_run"]
+    p2c(parts, tmp_path / "out", *start, "--toneless_rows", "1.0")
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "<s> zhong guo ren min yin hang ： [中] [国] [人] [民] [银] [行] [</s>]"
+    )
+    asr(parts, tmp_path / "out", *start)
+    rows = capsys.readouterr().out.splitlines()[-2:]
+    assert all(re.fullmatch(r"<s> <\|audio\|> x \d+ ： (\[\S+\] )+\[</s>\]", row) for row in rows), rows
+    asr(parts, tmp_path / "out", *start, "--learn", "pinyin")
+    assert capsys.readouterr().out.splitlines()[-2] == "[zhong1] [guo2] [ren2] [min2] [yin2] [hang2]"
+    assert [*tmp_path.iterdir()] == [tmp_path / "bridge"]
+
+
+def test_folder_goes_on_with_its_own_arguments_only(parts, new_model, tmp_path, capsys):
+    p2c(parts, tmp_path / "out", *new_model, "--max_steps", "1")
+    written = (tmp_path / "out" / "run.json").read_text()
+    with pytest.raises(ValueError, match=r"other arguments \(confuse: 0.0, now 0.5\). Choose another --output_dir"):
+        p2c(parts, tmp_path / "out", *new_model, "--max_steps", "1", "--confuse", "0.5")
+    assert (tmp_path / "out" / "run.json").read_text() == written
+    p2c(parts, tmp_path / "out", *new_model, "--max_steps", "2")
+    assert "going on from" in capsys.readouterr().err
+
+
+def test_cached_features_follow_the_manifest(parts, bridge_folder, tmp_path):
+    """Sound is encoded once; a text that is mended counts, and a file that is missing is counted."""
+    speech = shutil.copytree(parts / "speech", tmp_path / "speech")
+    model, processor = training.load_model(ModelArguments(model=bridge_folder))
+    manifest = speech / "manifest.tsv"
+    arguments = train_asr.DataArguments(manifests=[str(manifest)], cache_features=str(tmp_path / "cache"))
+    train_asr.read_features(arguments, model, processor)
+    cached = sorted((tmp_path / "cache").iterdir())
+    manifest.write_text(manifest.read_text(encoding="utf-8").replace("中国人民银行", "中国人"), encoding="utf-8")
+    rows, _ = train_asr.read_features(arguments, model, processor)
+    assert "中国人" in rows["characters"][:]
+    assert "中国人民银行" not in rows["characters"][:]
+    assert sorted((tmp_path / "cache").iterdir()) == cached
+    (speech / "1.wav").unlink()
+    for _ in range(2):  # counted when it is encoded, and from the cache
+        rows, counts = train_asr.read_features(arguments, model, processor)
+        assert (len(rows), counts["sentences"]["unreadable_at_1.0"]) == (3, 1)
 
 
 def test_file_read_twice_an_epoch_gets_other_noise_each_time(parts, processor):
@@ -222,13 +265,24 @@ def test_recipe_gives_arguments_and_flags_override_it(parts, tmp_path):
     from pinyin_llm.arguments import parse_arguments
 
     classes = [ModelArguments, train_p2c.DataArguments]
-    model, data, training = parse_arguments(classes, [str(recipe), "--max_steps", "8"], section="p2c")
-    assert (model.lora, data.texts, training.max_steps) == (None, [str(parts / "texts.txt")], 8)
+    model, data, settings = parse_arguments(classes, [str(recipe), "--max_steps", "8"], section="p2c")
+    assert (model.lora, data.texts, settings.max_steps) == (None, [str(parts / "texts.txt")], 8)
     with pytest.raises(ValueError, match="no section 'asr'; it has p2c"):
         parse_arguments(classes, [str(recipe)], section="asr")
     recipe.write_text("p2c:\n  learning_rat: 1\n")
     with pytest.raises(ValueError, match="learning_rat, which p2c does not know"):
         parse_arguments(classes, [str(recipe)], section="p2c")
+
+
+def test_recipes_that_the_documents_name_are_there():
+    root = Path(train_p2c.__file__).parent
+    texts = [
+        path.read_text(encoding="utf-8") for path in (*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("*.py"))
+    ]
+    named = set(re.findall(r"(recipes/\w+\.yaml)(?::(\w+))?", "\n".join(texts)))
+    assert ("recipes/mini.yaml", "bridge") in named
+    for file, section in named:
+        assert section in ("", *yaml.safe_load((root / file).read_text(encoding="utf-8"))), f"{file}:{section}"
 
 
 # Batches and loss
