@@ -5,7 +5,9 @@ Results go to stdout, talk to stderr. Exit codes: 0 all done, 1 some inputs fail
 
 import argparse
 import json
+import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser("score", help="character error rate of texts against references")
     score.add_argument("references", metavar="REF.tsv", help="file TAB text, with or without a header")
     score.add_argument("hypotheses", metavar="HYP.tsv", help="the same, as `transcribe --format tsv` writes it")
-    score.add_argument("--each", action="store_true", help="every file with its reference, text and error rate first")
+    score.add_argument("--each", action="store_true", help="every file with its reference, text and error rate as well")
     score.add_argument("--json", action="store_true", help="the numbers as JSON")
     score.set_defaults(command=_score)
     return parser
@@ -73,7 +75,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     rows = []
     show = {
         "txt": lambda result: _write(result.text),
-        "tsv": lambda result: _write(f"{result.source}\t{result.text}"),
+        "tsv": lambda result: _write(f"{_cell(result.source)}\t{result.text}"),
         "json": lambda result: rows.append({"file": result.source, "text": result.text}),
     }[arguments.format]
     with tqdm(total=sum(map(seconds_of, arguments.files)), unit="s", unit_scale=True, disable=None) as bar:
@@ -104,11 +106,20 @@ def _score(arguments: argparse.Namespace) -> int:
     references, hypotheses = read_texts(arguments.references), read_texts(arguments.hypotheses)
     said, wrote = pair_texts(references, hypotheses)
     total = score(said, wrote)
-    if arguments.each:
-        for file, reference, text, cer in zip(references, said, wrote, score_each(said, wrote), strict=True):
-            _write(f"{file}\t{reference}\t{text}\t{cer:.1%}")
-    _write(json.dumps(total.to_dict()) if arguments.json else str(total))
+    rows = list(zip(references, said, wrote, score_each(said, wrote), strict=True)) if arguments.each else []
+    if arguments.json:
+        each = [{"file": file, "reference": a, "text": b, "cer": _number(cer)} for file, a, b, cer in rows]
+        _write(json.dumps(total.to_dict() | ({"each": each} if each else {}), ensure_ascii=False))
+        return 0
+    for file, reference, text, cer in rows:
+        _write(f"{file}\t{reference}\t{text}\t{cer:.1%}")
+    _write(str(total))
     return 0
+
+
+def _number(rate: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if math.isnan(rate) else rate
 
 
 def _load(name: str | None) -> tuple:
@@ -131,6 +142,14 @@ def _show_all(results: Iterable, show: Callable) -> int:
             _say(f"error: {result.error}")
         failed, done = failed + bool(result.error), done + (not result.error)
     return 0 if not failed else 1 if done else 2
+
+
+def _cell(name: str) -> str:
+    """A file name that does not break the table: tabs and line breaks become blanks."""
+    cell = re.sub(r"[\t\n\r]", " ", name)
+    if cell != name:
+        _say(f"warning: {name!r} is written as {cell!r}. Rename the file, or take --format json.")
+    return cell
 
 
 def _write(line: str) -> None:

@@ -1,6 +1,7 @@
 """Every number of a PinyinLLM model that must survive a reload."""
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -88,6 +89,22 @@ class PinyinLlamaConfig(PreTrainedConfig):
     @vocab_size.setter
     def vocab_size(self, value: int):
         self.text_config.vocab_size = value
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers, but what is no configuration of this model is refused by name, not filled with defaults.
+
+        Raises:
+            ValueError: A checkpoint of another kind, or a field of another type.
+        """
+        name = pretrained_model_name_or_path
+        kind = cls.get_config_dict(name, **kwargs)[0].get("model_type")
+        if kind != cls.model_type:
+            raise ValueError(f"{name} is a {kind} checkpoint; expected {cls.model_type}. Name a PinyinLLM model.")
+        try:
+            return super().from_pretrained(name, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"{name}, config.json: {' '.join(str(error).split())}.") from error
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -21,6 +21,7 @@ from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_en
 from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
 
 
+TOKENS_A_CHARACTER = 3  # UTF-8 bytes of a Han character that the tokenizer does not know
 AUTO_MAP = {
     "AutoConfig": "configuration_pinyin_llm.PinyinLlamaConfig",
     "AutoModel": "modeling_pinyin_llm.PinyinLlamaForASR",
@@ -42,7 +43,7 @@ class PinyinLlamaOutput(ModelOutput):
         hidden_states: Of the language model, on request.
         attentions: Of the language model, on request.
         pinyin: (B, N) unit ids that the bridge heard, -1 where a slot is empty.
-        pinyin_times: (B, N, 2) start and end of each in seconds.
+        pinyin_times: (B, N, 2) seconds in which each is heard: from its CTC spike to the next, or to the end.
         pinyin_confidence: (B, N) probability of the unit heard.
     """
 
@@ -75,7 +76,8 @@ class PinyinLlamaAudioTower(WhisperEncoder):
         if num_encoder_frames(input_features.shape[-1]) > limit:
             raise ValueError(
                 f"Expected at most {2 * limit} mel frames ({limit / 50:.0f} s), found {input_features.shape[-1]}. "
-                "Cut longer audio at its pauses (PinyinLlamaProcessor.split_at_pauses)."
+                "Cut longer audio at its pauses: split_at_pauses of audio_pinyin_llm, as transcribe_clips of "
+                "generation_pinyin_llm does."
             )
         mel_mask = input_features_mask[:, None].to(self.conv1.weight.dtype)
         hidden = nn.functional.gelu(self.conv1(input_features.to(self.conv1.weight.dtype) * mel_mask))
@@ -162,7 +164,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 f"{pretrained_model_name_or_path}: broken safetensors ({error}). Fetch it again."
             ) from error
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
-        broken = [n for n, p in model.named_parameters() if p.device.type != "meta" and not p.isfinite().all()]
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        broken = [name for name, t in tensors if t.device.type != "meta" and not t.isfinite().all()]
         if broken:
             problems["not finite"] = broken
         if problems:
@@ -278,6 +281,11 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         heard = slots.get(self.config.audio_token_id)
         values = dict(heard.pinyin) if heard is not None else {}
         if pinyin_labels is not None:
+            if heard is None or heard.log_probs is None:
+                raise ValueError(
+                    "pinyin_labels teach the bridge what speech says: expected input_features and "
+                    f"projector_type='pinyin_bridge', found {'no speech' if heard is None else 'a pooling projector'}."
+                )
             values["ctc_loss"] = self.multi_modal_projector.ctc_loss(
                 heard.log_probs, heard.frames, pinyin_labels, kwargs.get("num_items_in_batch")
             )
@@ -313,6 +321,23 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         """Placeholders that could be written: some language models have more rows than their tokenizer has tokens."""
         return [i for i in (self.config.audio_token_id, self.config.pinyin_token_id) if i < self.config.vocab_size]
 
+    def _is_bounded(self, kwargs: dict) -> bool:
+        """Whether the call or a generation config says how long an answer may be."""
+        given = kwargs.get("generation_config") or self.generation_config
+        sources = (kwargs, vars(given), vars(self.generation_config))
+        return any(source.get(name) is not None for source in sources for name in ("max_new_tokens", "max_length"))
+
+    def _units_of(self, slots: dict[int, AudioSlots], pinyin_ids: torch.Tensor | None) -> torch.Tensor:
+        """What a constraint is bound to: the probabilities heard, or the ids typed."""
+        (filling,) = slots.values()
+        units = filling.units if filling.units is not None else pinyin_ids
+        if units is None:
+            raise ValueError(
+                f"projector_type={self.config.projector_type!r} hears no pinyin: expected pinyin_ids or a pinyin_bridge "
+                "for pinyin_constraint. Leave the constraint out."
+            )
+        return units
+
     @torch.no_grad()
     def generate(
         self,
@@ -330,7 +355,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
 
         Args:
             pinyin_constraint: A [`PinyinConstraint`]: each slot may only write what can be read so.
-            **kwargs: As in `GenerationMixin.generate` (`num_beams`, `max_new_tokens`, ...).
+            **kwargs: As in `GenerationMixin.generate` (`num_beams`, ...); by default an answer may take as many tokens as
+                a character for each slot can need.
 
         Returns:
             Token ids, prompt included, as in every decoder-only model.
@@ -342,14 +368,11 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
         if slots:
             kwargs["inputs_embeds"], attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
+            if not self._is_bounded(kwargs):
+                most = max(int(filling.bound.max()) for filling in slots.values())
+                kwargs["max_new_tokens"] = TOKENS_A_CHARACTER * most + 2
         if pinyin_constraint is not None:
-            (filling,) = slots.values()
-            units = filling.units if filling.units is not None else pinyin_ids
-            if units is None:
-                raise ValueError(
-                    f"projector_type={self.config.projector_type!r} hears no pinyin: expected pinyin_ids or a pinyin_bridge "
-                    "for pinyin_constraint. Leave the constraint out."
-                )
+            units = self._units_of(slots, pinyin_ids)
             logits_processor = [*(logits_processor or []), pinyin_constraint.bind(units, input_ids.shape[1])]
         return super().generate(
             input_ids=input_ids, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs

@@ -66,7 +66,8 @@ class PinyinLlamaProcessor(ProcessorMixin):
         """Prompts for speech or for pinyin, with answers to learn from if `text` is given.
 
         Args:
-            audio: One clip or a list: paths, or arrays (samples,) / (channels, samples) with `sampling_rate` in Hz.
+            audio: One clip or a list: paths, arrays (samples,) / (channels, samples) with `sampling_rate` in Hz, or the
+                clips of `datasets`, {"array": ..., "sampling_rate": ...}.
             text: The characters spoken, one string a clip or row: adds them and `labels` (-100 on the prompt).
             pinyin: One row or a list: written syllables ("ni3 hao3", "ni hao", "nǐ hǎo"), or lists of unit ids (a
                 tuple of ids for a syllable without tone).
@@ -124,13 +125,19 @@ class PinyinLlamaProcessor(ProcessorMixin):
         return {name: torch.from_numpy(array) for name, array in batch.items()}
 
     def _pinyin(self, pinyin) -> tuple[dict, list[int]]:
-        rows = [pinyin] if isinstance(pinyin, str) else pinyin
+        rows = [pinyin] if isinstance(pinyin, str) else list(pinyin)
+        empty = next((row for row in rows if isinstance(row, str) and not row.strip()), None)
+        if not rows or empty is not None:
+            found = "no row" if empty is None else repr(empty)
+            raise ValueError(f"Expected pinyin like 'ni3 hao3', found {found}. Leave empty rows out.")
         rows = [self.pinyin_tokenizer.encode_syllables(row) if isinstance(row, str) else row for row in rows]
         return {"pinyin_ids": pad_pinyin(rows)}, [len(row) for row in rows]
 
     def _audio(self, audio, sampling_rate) -> tuple[dict, list[int]]:
-        single = isinstance(audio, (str, Path, bytes)) or getattr(audio, "ndim", 0) > 0
+        single = isinstance(audio, (str, Path, bytes, dict)) or getattr(audio, "ndim", 0) > 0
         clips = [load_waveform(clip, sampling_rate) for clip in ([audio] if single else audio)]
+        if not clips:
+            raise ValueError("Expected one clip or more, found an empty list.")
         return self.pad_features([self.extract_features(clip) for clip in clips])
 
     def extract_features(self, waveform: np.ndarray) -> torch.Tensor:

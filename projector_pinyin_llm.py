@@ -149,7 +149,7 @@ class PinyinBridge(nn.Module):
         filled = members.any(-1)
         vectors = units.to(pinyin_table.dtype) @ pinyin_table
         vectors = vectors + self.residual(weights.to(states.dtype) @ states) * filled.unsqueeze(-1)
-        pinyin = describe_segments(members, best, units)
+        pinyin = describe_segments(members, best, units, frames)
         return AudioSlots(vectors, filled, log_probs=log_probs, frames=frames, units=units, pinyin=pinyin)
 
     def encode(self, hidden: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,13 +204,18 @@ def segment(log_probs: torch.Tensor, frames: torch.Tensor, slots: int) -> tuple[
     return run[:, None] == torch.arange(1, slots + 1, device=run.device)[:, None], best
 
 
-def describe_segments(members: torch.Tensor, best: torch.Tensor, units: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The unit heard in each slot (-1 where empty), when (seconds) and how surely."""
+def describe_segments(
+    members: torch.Tensor, best: torch.Tensor, units: torch.Tensor, frames: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The unit heard in each slot (-1 where empty), when (seconds) and how surely.
+
+    CTC hears a unit in a frame or two, so it lasts until the next one is heard, and the last one to the end.
+    """
     heard = (members * best[:, None]).amax(-1) - 1  # B, N
-    first = members.int().argmax(-1)
-    end = first + members.sum(-1)
+    start = members.int().argmax(-1).where(heard >= 0, frames[:, None])
+    end = torch.cat([start[:, 1:], frames[:, None]], dim=-1)
     confidence = units.gather(-1, heard.clamp(min=0).unsqueeze(-1)).squeeze(-1) * (heard >= 0)
-    times = torch.stack([first, end], dim=-1) * SECONDS_PER_BRIDGE_FRAME
+    times = torch.stack([start, end], dim=-1) * SECONDS_PER_BRIDGE_FRAME
     return {"pinyin": heard, "pinyin_times": times, "pinyin_confidence": confidence.detach()}
 
 

@@ -13,7 +13,7 @@ from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
 
 
 BOOTSTRAP_SAMPLES = 1000
-FILE_COLUMNS = {"file", "id", "path"}
+FILE_COLUMNS = {"file", "id", "path", "utt", "audio"}
 
 
 @dataclass
@@ -93,15 +93,19 @@ def score_each(references: list[str], hypotheses: list[str]) -> list[float]:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """A tsv of file and text -> {name of the file: text}.
+    """A tsv of file and text -> {file, as it is written there: text}.
 
-    A header line may name the columns (`file`, `id` or `path`; `text`); without one they are the first two. Folders
-    are left out of the names, so that references and transcripts may lie in different ones.
+    A header line may name the columns (`file`, `id`, `path`, `utt` or `audio`; `text`); without one they are the first
+    two.
 
     Raises:
-        ValueError: The line without a text column, or the file that comes twice.
+        ValueError: A table that is not UTF-8, the line without a text column, or the file that comes twice.
     """
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    try:
+        with Path(path).open(encoding="utf-8-sig") as stream:
+            lines = [line.rstrip("\n") for line in stream]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, found something else ({error}). Convert it with iconv.") from error
     file_column, text_column, first = 0, 1, 0
     header = lines[0].lower().split("\t") if lines else []
     if "text" in header and FILE_COLUMNS & set(header):
@@ -112,25 +116,39 @@ def read_texts(path: str | Path) -> dict[str, str]:
         cells = line.split("\t")
         if len(cells) <= max(file_column, text_column):
             raise ValueError(f"{path}, line {number}: expected file TAB text, found {line!r}.")
-        name = Path(cells[file_column]).name
-        if name in texts:
-            raise ValueError(f"{path}, line {number}: {name} comes twice. Keep one text a file.")
-        texts[name] = cells[text_column]
+        file = cells[file_column]
+        if file in texts:
+            raise ValueError(f"{path}, line {number}: {file} comes twice. Keep one text a file.")
+        texts[file] = cells[text_column]
     return texts
 
 
 def pair_texts(references: dict[str, str], hypotheses: dict[str, str]) -> tuple[list[str], list[str]]:
     """Texts by file -> parallel lists, in the order of the references.
 
+    Where the paths differ, their folders are left out: references and transcripts may lie in different ones.
+
     Raises:
-        ValueError: The files that have a text on one side only.
+        ValueError: The files that have a text on one side only, or that differ in their folders alone.
     """
+    if references.keys() != hypotheses.keys():
+        references, hypotheses = _by_name(references), _by_name(hypotheses)
     missing, extra = references.keys() - hypotheses.keys(), hypotheses.keys() - references.keys()
     if missing or extra:
         kinds = {"missing": missing, "extra": extra}
         found = "; ".join(f"{kind}: {', '.join(sorted(files))}" for kind, files in kinds.items() if files)
         raise ValueError(f"Expected one text for each of the {len(references)} references, found {found}.")
     return list(references.values()), [hypotheses[name] for name in references]
+
+
+def _by_name(texts: dict[str, str]) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for file, text in texts.items():
+        name = Path(file).name
+        if name in named:
+            raise ValueError(f"{name} comes twice, in different folders. Write the same paths in both tables.")
+        named[name] = text
+    return named
 
 
 def _count(alignment: list) -> tuple[int, int, int]:

@@ -18,12 +18,13 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
+from pinyin_llm.tokenization_pinyin_llm import HAN_BLOCKS
+
 
 if TYPE_CHECKING:
     from opencc import OpenCC
 
-# ideographic zero, extension A, the main block, compatibility ideographs, extensions B and later
-HAN_CLASS = "\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
+HAN_CLASS = "〇" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HAN_BLOCKS)  # what `is_han` says of one
 HAN = re.compile(f"[{HAN_CLASS}]")
 NOT_HAN_OR_LATIN = re.compile(f"[^{HAN_CLASS}a-z]+")
 

@@ -8,6 +8,7 @@ syllables (hm, m, n, ng, ê); `corpora/pinyin_units.py` rebuilds it.
 import hashlib
 import re
 import unicodedata
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +29,7 @@ ALIASES = {
 TONES_BY_NUMBER_OF_UNITS = "41325"
 TONE_MARKS = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4"}
 SYLLABLE = re.compile(r"([a-zê]+(?:ü[a-z]*)?|ü[a-z]*)([0-5]?)")
+LUE_NUE = re.compile("(?<=^[ln])ue")  # as keyboards without ü write it; no other syllable is spelled so
 HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
@@ -89,7 +91,8 @@ class PinyinTokenizer:
         """Written pinyin, syllables apart ("ni3 hao3", "ni hao", "nǐ hǎo") -> the ids each may stand for.
 
         Args:
-            text: Syllables separated by blanks or apostrophes. v and u: are read as ü, tone 0 as neutral.
+            text: Syllables separated by blanks or apostrophes. v and u: are read as ü, lue and nue as lüe and nüe,
+                tone 0 as neutral.
             errors: "raise", or "ignore" to leave out what is no syllable.
 
         Returns:
@@ -110,13 +113,15 @@ class PinyinTokenizer:
         letters = unicodedata.normalize("NFD", written)
         marks = "".join(TONE_MARKS[c] for c in letters if c in TONE_MARKS)
         bare = unicodedata.normalize("NFC", "".join(c for c in letters if c not in TONE_MARKS))
-        match = SYLLABLE.fullmatch(bare.replace("u:", "ü").replace("v", "ü"))
-        if not match or len(marks) + len(match[2]) > 1:
-            raise PinyinError(f"{written!r} is no pinyin syllable. Write it like 'ni3', 'ni' or 'nǐ'.")
-        base, tone = match[1], (marks or match[2]).replace("0", "5")
-        if not tone and base in self.bases:
-            return self.bases[base]
-        return (self.syllable_to_id(base + (tone or "5")),)
+        spelled = LUE_NUE.sub("üe", bare.replace("u:", "ü").replace("v", "ü"))
+        match = SYLLABLE.fullmatch(spelled)
+        if match and len(marks) + len(match[2]) <= 1:
+            base, tone = match[1], (marks or match[2]).replace("0", "5")
+            if not tone and base in self.bases:
+                return self.bases[base]
+            with suppress(PinyinError):  # it would name the syllable as we spell it, not as it was typed
+                return (self.syllable_to_id(base + (tone or "5")),)
+        raise PinyinError(f"{written!r} is no pinyin syllable. Write syllables apart, like 'ni3', 'ni' or 'nǐ'.")
 
     def encode_characters(self, text: str, errors: str = "ignore") -> tuple[str, list[int | None]]:
         """Characters -> one unit each, polyphones read by the phrase they stand in (pypinyin).

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
 from pinyin_llm.audio_pinyin_llm import SAMPLING_RATE, AudioError, AudioWarning, read_pieces, why_no_speech
@@ -27,11 +26,13 @@ class Result:
         source: The file or line, as it was given.
         text: Its characters; empty where nothing is said, and after an error.
         error: Why there is no text, what was expected instead.
+        why_empty: What an empty text without error means.
     """
 
     source: str
     text: str = ""
     error: str | None = None
+    why_empty: str = "nothing was heard"
 
 
 def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, PinyinLlamaProcessor]:
@@ -43,11 +44,8 @@ def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, Pinyin
     if name == MINI_MODEL and not MINI_MODEL.is_dir():
         raise OSError(f"{MINI_MODEL}: the release's model is not here. Name another with --model FOLDER or HUB_ID.")
     on_gpu = torch.cuda.is_available()
-    try:
-        # Many laptops are slow at bfloat16.
-        model = PinyinLlamaForASR.from_pretrained(name, dtype="auto" if on_gpu else torch.float32)
-    except SafetensorError as error:
-        raise ValueError(f"{name}: the weights cannot be read ({error}). Fetch them again.") from error
+    # Many laptops are slow at bfloat16.
+    model = PinyinLlamaForASR.from_pretrained(name, dtype="auto" if on_gpu else torch.float32)
     return model.eval().to("cuda" if on_gpu else "cpu"), PinyinLlamaProcessor.from_pretrained(name)
 
 
@@ -61,7 +59,7 @@ def transcribe_files(
 ) -> Iterator[Result]:
     """Sound files of any length, rate and number of channels -> a [`Result`] each, in the order given.
 
-    No more than `batch_size` pieces of up to 28 s are in memory. A file that cannot be read does not stop the others.
+    No more than `batch_size` pieces of up to 15 s are in memory. A file that cannot be read does not stop the others.
 
     Args:
         on_progress: Called with the seconds of speech that have just been written.
@@ -83,14 +81,22 @@ def transcribe_files(
             batch.append((waiting[-1], piece))
             if len(batch) == batch_size:
                 write()
-                yield from waiting[:-1]
+                yield from _finish(waiting[:-1])
                 del waiting[:-1]
     write()
-    yield from waiting
+    yield from _finish(waiting)
+
+
+def _finish(results: list[Result]) -> Iterator[Result]:
+    """Results on their way out, with a warning for each that says nothing."""
+    for result in results:
+        if not result.text and not result.error:
+            warnings.warn(f"{result.source}: {result.why_empty}; its text is empty.", AudioWarning, stacklevel=2)
+        yield result
 
 
 def _speech(result: Result) -> Iterator[np.ndarray]:
-    """The pieces of a file in which somebody may speak; why there are none becomes an error or a warning."""
+    """The pieces of a file in which somebody may speak; the result says why there are none."""
     reasons = []
     try:
         for piece in read_pieces(result.source):
@@ -101,7 +107,7 @@ def _speech(result: Result) -> Iterator[np.ndarray]:
         result.error, result.text = str(error), ""
         return
     if None not in reasons:
-        warnings.warn(f"{result.source}: {reasons[0]}; its text is empty.", AudioWarning, stacklevel=2)
+        result.why_empty = reasons[0]
 
 
 def convert_lines(model, processor, lines: Iterable[str], batch_size: int = 32, **kwargs) -> Iterator[Result]:

@@ -7,7 +7,6 @@ as a ratio. Peak memory is that of a fresh process that transcribes the same cli
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -69,11 +68,20 @@ def measure(manifest: str, said: list[str], clips: list, transcribe, whisper, ar
     return lines
 
 
+# of the memory map alone: getrusage would count what the parent held when it forked
+REPORT_PEAK = """
+import sys
+from pinyin_llm.cli import main
+main(sys.argv[1:])
+print(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0], file=sys.stderr)
+"""
+
+
 def peak_memory(model: str, files: list[str]) -> float:
     """GiB of a fresh `pinyin-llm transcribe`."""
-    command = [sys.executable, "-m", "pinyin_llm.cli", "transcribe", "--model", str(model), *files]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    command = [sys.executable, "-c", REPORT_PEAK, "transcribe", "--model", str(model), *files]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(run.stderr.split()[-1]) / 2**20
 
 
 def main() -> None:

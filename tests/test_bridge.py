@@ -31,9 +31,9 @@ def test_units_times_and_confidence_of_the_segments(log_probs):
     units = torch.zeros(3, 4, 11)
     units[0, range(3), [4, 4, 6]] = torch.tensor([0.9, 0.5, 0.7])
     units[1, 0, 2] = 0.8
-    heard = describe_segments(members, best, units)
+    heard = describe_segments(members, best, units, FRAMES)
     assert heard["pinyin"].tolist() == [[4, 4, 6, -1], [2, -1, -1, -1], [-1] * 4]
-    torch.testing.assert_close(heard["pinyin_times"][0, :3], torch.tensor([[0.04, 0.12], [0.16, 0.2], [0.2, 0.28]]))
+    torch.testing.assert_close(heard["pinyin_times"][0, :3], torch.tensor([[0.04, 0.16], [0.16, 0.2], [0.2, 0.32]]))
     torch.testing.assert_close(heard["pinyin_confidence"][:2, 0], torch.tensor([0.9, 0.8]))
     assert heard["pinyin_confidence"][2].eq(0).all()
 

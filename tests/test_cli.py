@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,14 @@ import pytest
 import soundfile
 from conftest import build_model, build_processor, tone
 
+from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.cli import main
-from pinyin_llm.transcription import transcribe_files
+from pinyin_llm.generation_pinyin_llm import transcribe_clips
+from pinyin_llm.scoring import score
+from pinyin_llm.transcription import MINI_MODEL, load_model, transcribe_files
+
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +98,27 @@ class TestTranscribe:
         assert talk.count("warning") == 1
         assert "silent.wav: silent" in talk
 
+    def test_noise_in_which_nothing_is_heard_warns(self, run, sounds, monkeypatch):
+        write_nothing = lambda model, processor, clips, *_, **__: [""] * len(clips)  # noqa: E731
+        monkeypatch.setattr("pinyin_llm.transcription.transcribe_clips", write_nothing)
+        code, lines, talk = run("transcribe", sounds["short.wav"])
+        assert (code, lines) == (0, [""])
+        assert "short.wav: nothing was heard; its text is empty" in talk
+
+    def test_names_of_any_bytes(self, run, sounds, tmp_path):
+        odd = os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff.wav")
+        shutil.copy(sounds["short.wav"], odd)
+        code, lines, _ = run("transcribe", odd, sounds["short.wav"])
+        assert code == 0
+        assert lines[0] == lines[1] != ""
+
+    def test_names_do_not_break_the_table(self, run, sounds, tmp_path):
+        odd = shutil.copy(sounds["short.wav"], tmp_path / "a\tb\nc.wav")
+        code, lines, talk = run("transcribe", str(odd), "--format", "tsv")
+        assert (code, len(lines)) == (0, 1)
+        assert lines[0].split("\t")[0] == str(tmp_path / "a b c.wav")
+        assert "is written as" in talk
+
     def test_clipping_warns(self, run, sounds):
         code, lines, talk = run("transcribe", sounds["loud.wav"])
         assert code == 0
@@ -127,11 +155,28 @@ class TestTranscribe:
             assert str(model) in talk
             assert "Traceback" not in talk
 
+    def test_model_of_another_kind(self, capsys, sounds, tmp_path):
+        build_model("mean").config.audio_config.save_pretrained(tmp_path)
+        assert main(["transcribe", sounds["short.wav"], "--model", str(tmp_path)]) == 2
+        assert f"{tmp_path} is a whisper checkpoint" in capsys.readouterr().err
+
     def test_damaged_weights(self, capsys, sounds, model_folder, tmp_path):
         for file in Path(model_folder).iterdir():
             (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
         assert main(["transcribe", sounds["short.wav"], "--model", str(tmp_path)]) == 2
         assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not MINI_MODEL.is_dir(), reason="checkpoints/mini is not in this copy of the repository")
+def test_long_speech_is_written_like_its_clips():
+    """Pieces that are too long cost half of the characters: see LONGEST_PIECE_SECONDS."""
+    model, processor = load_model()
+    clips = [load_waveform(path) for path in sorted(SAMPLES.glob("BAC009S0150*.flac"))]
+    pause = np.zeros(int(0.3 * 16000), np.float32)
+    long = np.concatenate([part for clip in clips * 3 for part in (clip, pause)])
+    assert len(long) > 30 * 16000
+    *alone, together = transcribe_clips(model, processor, [*clips, long])
+    assert score(["".join(alone * 3)], [together]).cer < 0.25  # 0.19 in pieces of 15 s, 0.47 of 28 s
 
 
 class TestConvert:
@@ -177,6 +222,31 @@ class TestScore:
         numbers = json.loads(lines[0])
         counts = [numbers[name] for name in ("substitutions", "deletions", "insertions", "homophones")]
         assert counts == [1, 3, 0, 0.25]
+
+    def test_each_as_json_is_one_object(self, run, tables):
+        references = "utt\ttext\na\t你好\nb\t。\n"
+        code, lines, _ = run("score", *tables(references, "audio\ttext\na\t你号\nb\t啊\n"), "--each", "--json")
+        (line,) = lines
+        assert code == 0
+        assert json.loads(line)["each"] == [
+            {"file": "a", "reference": "你好", "text": "你号", "cer": 0.5},
+            {"file": "b", "reference": "。", "text": "啊", "cer": None},
+        ]
+
+    def test_folders_tell_files_apart(self, run, tables):
+        references = "s1/001.wav\t你好\ns2/001.wav\t中国\n"
+        code, lines, _ = run("score", *tables(references, "s2/001.wav\t中国\ns1/001.wav\t你好\n"))
+        assert code == 0
+        assert lines[0].startswith("CER           0.00%")
+        code, _, talk = run("score", *tables(references, "x/s2/001.wav\t中国\nx/s1/001.wav\t你好\n"))
+        assert code == 2
+        assert "001.wav comes twice, in different folders" in talk
+
+    def test_table_that_is_not_utf_8(self, run, tmp_path):
+        (tmp_path / "gbk.tsv").write_bytes("a.wav\t你好\n".encode("gbk"))
+        code, _, talk = run("score", str(tmp_path / "gbk.tsv"), str(tmp_path / "gbk.tsv"))
+        assert code == 2
+        assert "gbk.tsv: expected UTF-8" in talk
 
     @pytest.mark.parametrize(
         ("hypotheses", "message"),

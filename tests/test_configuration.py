@@ -48,6 +48,18 @@ def test_wrong_type_is_refused():
         build_config("mean", projector_stride="four")
 
 
+def test_folders_that_are_not_ours_are_refused_by_name(tmp_path):
+    config = build_config("mean")
+    config.audio_config.save_pretrained(tmp_path / "whisper")
+    with pytest.raises(ValueError, match="is a whisper checkpoint; expected pinyin_llama"):
+        PinyinLlamaConfig.from_pretrained(tmp_path / "whisper")
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"projector_stride": 4', '"projector_stride": "four"'))
+    with pytest.raises(ValueError, match=r"config\.json.*projector_stride.*four"):
+        PinyinLlamaConfig.from_pretrained(tmp_path)
+
+
 def test_slots_cover_every_frame_once():
     for mel_frames in range(1, 200):
         frames = num_encoder_frames(mel_frames)

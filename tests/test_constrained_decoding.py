@@ -56,6 +56,14 @@ def test_rows_keep_their_order_and_empty_rows_stay_empty(bridge_model, processor
     assert written == [convert_pinyin(bridge_model, processor, [row])[0] for row in rows]
 
 
+def test_long_row_is_written_in_parts_of_forty_syllables_at_most(bridge_model, processor):
+    syllables = ("ni3 hao3 zhong1 guo2 ren2 " * 20).split()
+    written = convert_pinyin(bridge_model, processor, [" ".join(syllables), "ni3"])
+    parts = [" ".join(syllables[start:end]) for start, end in ((0, 33), (33, 66), (66, 100))]
+    assert written[0] == "".join(convert_pinyin(bridge_model, processor, parts))
+    assert [len(text) for text in written] == [100, 1]
+
+
 def test_speech_writes_one_character_a_unit_heard(bridge_model, processor, clips):
     heard = bridge_model(**processor(clips, sampling_rate=16000)).pinyin
     written = transcribe_clips(bridge_model, processor, clips)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import KINDS, build_config, build_model, tone
 from torch.nn import functional as F
+from transformers import GenerationConfig
 
 from pinyin_llm import PinyinLlamaForASR
 
@@ -99,6 +100,16 @@ def test_placeholders_inside_the_vocabulary_are_never_written(processor, num_bea
     assert not torch.isin(written, torch.tensor([*placeholders, favourite])).any()
 
 
+def test_answers_may_be_as_long_as_their_slots(bridge_model, processor):
+    """transformers' own bound is 20 tokens; here a row of 30 syllables is written whole, and a bound given is kept."""
+    inputs, constraint = processor(pinyin="ni3 " * 30), processor.pinyin_constraint()
+    ids = bridge_model.generate(**inputs, pinyin_constraint=constraint, do_sample=False)
+    assert len(processor.decode_answers(ids, inputs["input_ids"].shape[1])[0]) == 30
+    for bound in ({"max_new_tokens": 3}, {"generation_config": GenerationConfig(max_new_tokens=3)}):
+        ids = bridge_model.generate(**inputs, pinyin_constraint=constraint, do_sample=False, **bound)
+        assert ids.shape[1] == inputs["input_ids"].shape[1] + 3
+
+
 # Slots
 
 
@@ -189,6 +200,13 @@ def test_loss_comes_first_without_a_prompt(bridge_model, processor, clips):
     torch.testing.assert_close(output.loss, bridge_model.config.ctc_loss_weight * output.ctc_loss)
 
 
+@pytest.mark.parametrize(("kind", "found"), [("pinyin_bridge", "no speech"), ("mean", "a pooling projector")])
+def test_pinyin_labels_need_speech_and_a_bridge(kind, found, processor, clips):
+    batch = processor(pinyin=PINYIN) if kind == "pinyin_bridge" else speech(processor, clips)
+    with pytest.raises(ValueError, match=found):
+        build_model(kind)(**batch, pinyin_labels=torch.zeros(3, 1, dtype=torch.long))
+
+
 # Vocabulary
 
 
@@ -232,11 +250,12 @@ def test_missing_weights_are_named(key, tmp_path):
         PinyinLlamaForASR.from_pretrained(tmp_path)
 
 
-def test_weights_that_are_not_numbers_are_named(tmp_path):
-    model = build_model("mean")
-    model.multi_modal_projector.linear.weight.data[0, 0] = torch.nan
+@pytest.mark.parametrize("name", ["residual.weight", "composition"])
+def test_weights_and_tables_that_are_not_numbers_are_named(name, tmp_path):
+    model = build_model("pinyin_bridge")
+    model.state_dict()[f"multi_modal_projector.{name}"][0, 0] = torch.nan
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"not finite: multi_modal_projector\.linear\.weight"):
+    with pytest.raises(ValueError, match=rf"not finite: multi_modal_projector\.{name}"):
         PinyinLlamaForASR.from_pretrained(tmp_path)
 
 

@@ -59,7 +59,8 @@ def test_file_bytes_array_and_stereo_are_one_sound(processor, tmp_path):
     path = tmp_path / "clip.wav"
     soundfile.write(path, clip, 16000, subtype="FLOAT")
     expected = processor(clip, sampling_rate=16000)["input_features"]
-    for audio in (path, str(path), path.read_bytes(), [path], np.stack([clip, clip]), torch.from_numpy(clip)):
+    decoded = {"array": clip, "sampling_rate": 16000, "path": None}  # as `datasets` gives it
+    for audio in (path, str(path), path.read_bytes(), [path], np.stack([clip, clip]), torch.from_numpy(clip), decoded):
         found = processor(audio, sampling_rate=16000)["input_features"]
         torch.testing.assert_close(found, expected)
 
@@ -70,6 +71,12 @@ def test_file_bytes_array_and_stereo_are_one_sound(processor, tmp_path):
         ({}, "both or neither"),
         ({"audio": tone(0.2), "pinyin": "ni3", "sampling_rate": 16000}, "both or neither"),
         ({"audio": tone(0.2)}, "sampling_rate"),
+        ({"audio": tone(0.2), "sampling_rate": "16000"}, "found '16000'"),
+        ({"audio": {"array": tone(0.2)}}, "'sampling_rate', found the keys"),
+        ({"audio": {"array": tone(0.2), "sampling_rate": 8000}, "sampling_rate": 16000}, "16000 beside a clip of 8000"),
+        ({"audio": []}, "one clip or more"),
+        ({"pinyin": []}, "found no row"),
+        ({"pinyin": ""}, "found ''"),
         ({"pinyin": ["ni3", "hao3"], "text": ["你"]}, "1 texts for 2 rows"),
         ({"pinyin": "ni3", "return_tensors": "np"}, "'np'"),
     ],

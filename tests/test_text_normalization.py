@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinyin_llm.text_normalization import han_only, normalize_text, read_aloud
+from pinyin_llm.tokenization_pinyin_llm import HAN_BLOCKS, is_han
 
 
 WRITTEN = st.text(
@@ -52,6 +53,11 @@ def test_normalising_never_raises_and_twice_is_once(text):
 
 def test_punctuation_stays_when_read_aloud():
     assert read_aloud("會議在3:05開始，共2個小時。") == "会议在三点零五分开始,共两个小时。"
+
+
+def test_han_is_what_the_pinyin_units_call_han():
+    edges = [edge for first, last in HAN_BLOCKS for edge in (first - 1, first, last, last + 1)]
+    assert all(bool(han_only(chr(edge))) == is_han(chr(edge)) for edge in [*edges, 0x3006, 0x3007, 0x3008])
 
 
 def test_han_only_keeps_every_plane():
