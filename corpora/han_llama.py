@@ -19,6 +19,7 @@ class HanLlamaArguments:
     intermediate_size: int = 1024
     num_hidden_layers: int = 6
     num_attention_heads: int = 6
+    learn_steps: int = field(default=0, metadata={"help": "Then learn the texts as plain text, so many steps."})
     seed: int = 0
 
 
@@ -73,10 +74,49 @@ def write_language_model(arguments: HanLlamaArguments) -> None:
     print(f"{arguments.output}: {len(tokenizer)} tokens, {model.num_parameters() / 1e6:.1f} M parameters")
 
 
+def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: int = 128) -> None:
+    """Teach the language model in `arguments.output` to go on with plain text, as a pretrained one can."""
+    from datasets import load_dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
+
+    from pinyin_llm.optimizer import build_optimizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.output)
+    model = AutoModelForCausalLM.from_pretrained(arguments.output)
+
+    def pack(lines: dict) -> dict:
+        ends = ([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids in tokenizer(lines["text"]).input_ids)
+        tokens = [token for line in ends for token in line]
+        rows = [tokens[i : i + row_tokens] for i in range(0, len(tokens) - row_tokens + 1, row_tokens)]
+        return {"input_ids": rows, "labels": rows}
+
+    lines = load_dataset("text", data_files=arguments.texts, split="train").shuffle(seed=arguments.seed)
+    rows = lines.map(pack, batched=True, remove_columns="text", desc="packing the text")
+    settings = TrainingArguments(
+        output_dir=f"{arguments.output}/run",
+        per_device_train_batch_size=rows_a_step,
+        max_steps=arguments.learn_steps,
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=arguments.learn_steps // 20,
+        bf16=True,
+        save_strategy="no",
+        logging_steps=20,
+        seed=arguments.seed,
+    )
+    optimizer = build_optimizer(model, settings.learning_rate, weight_decay=0.05)
+    collator = {"data_collator": default_data_collator, "optimizers": (optimizer, None)}
+    Trainer(model, settings, train_dataset=rows, **collator).train()
+    model.save_pretrained(arguments.output)
+
+
 def main() -> None:
     from transformers import HfArgumentParser
 
-    write_language_model(*HfArgumentParser(HanLlamaArguments).parse_args_into_dataclasses())
+    (arguments,) = HfArgumentParser(HanLlamaArguments).parse_args_into_dataclasses()
+    write_language_model(arguments)
+    if arguments.learn_steps:
+        learn_text(arguments)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Results of the table -> markdown, CSV, JSON and a plot of CER against the amount of text."""
+
+import csv
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+from pinyin_llm.scoring import score
+
+
+HEADER = [
+    "section",
+    "row",
+    "test set",
+    "CER %",
+    "low",
+    "high",
+    "seeds' spread",
+    "gain % over the first row",
+    "homophones %",
+]
+
+
+def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
+    """One line a row and test set.
+
+    Args:
+        rows: {row: {test set: [[(reference, hypothesis), ...] of a seed, ...]}}; gains are relative to the first row.
+    """
+    lines, first = [], {}
+    for row, sets in rows.items():
+        for name, seeds in sets.items():
+            pooled = score(*map(list, zip(*sum(seeds, []), strict=True)))
+            each = [score(*map(list, zip(*pairs, strict=True))).cer for pairs in seeds]
+            start = first.setdefault(name, pooled.cer)
+            cells = (section, row, name, pooled.cer, pooled.low, pooled.high, stdev(each) if len(each) > 1 else 0.0)
+            gain = 1 - mean(each) / start if start else 0.0
+            percent = [f"{100 * value:.1f}" for value in (*cells[3:], gain, pooled.homophones)]
+            lines.append(dict(zip(HEADER, (section, row, name, *percent), strict=True)))
+    return lines
+
+
+def write_report(results: dict[str, dict], folder: Path) -> None:
+    """Write table.json (every text), table.csv, table.md and, for the section `paper`, cer_by_text.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [line for section, rows in results.items() for line in summarize(section, rows)]
+    (folder / "table.json").write_text(json.dumps(lines, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, HEADER, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    (folder / "table.md").write_text("\n\n".join(_markdown(s, lines) for s in results) + "\n", encoding="utf-8")
+    if results.get("paper"):
+        plot(lines, folder / "cer_by_text.png")
+
+
+def _markdown(section: str, lines: list[dict]) -> str:
+    from tabulate import tabulate
+
+    own = [list(line.values())[1:] for line in lines if line["section"] == section]
+    return f"## {section}\n\n" + tabulate(own, headers=HEADER[1:], tablefmt="github", disable_numparse=True)
+
+
+def plot(lines: list[dict], path: Path) -> None:
+    """CER against the amount of text, a line a test set."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    own = [line for line in lines if line["section"] == "paper"]
+    for name in dict.fromkeys(line["test set"] for line in own):
+        points = [line for line in own if line["test set"] == name]
+        heights = [float(point["CER %"]) for point in points]
+        spans = [
+            [float(p["CER %"]) - float(p["low"]) for p in points],
+            [float(p["high"]) - float(p["CER %"]) for p in points],
+        ]
+        axes.errorbar([point["row"] for point in points], heights, spans, marker="o", capsize=3, label=name)
+    axes.set(xlabel="text of P2C, in multiples of the transcripts", ylabel="CER %")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
