@@ -46,14 +46,14 @@ class Data:
 
     def speech(self, share: float) -> Path:
         """A manifest of a random `share` of the clips; a smaller share is a part of a larger one."""
+        from pinyin_llm.corpora.manifest import write_manifest
+
         path = self.folder / f"speech_{share:g}.tsv"
         if not path.exists():
             rows = self._clips()
             random.Random(0).shuffle(rows)
             kept = rows[: max(1, round(share * len(rows)))]
-            lines = ["file\ttext\tspeaker\tseconds"]
-            lines += [f"{r['audio']}\t{r['text']}\t{r['speaker']}\t{r['seconds']}" for r in kept]
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_manifest(path, [(Path(r["audio"]), r["text"], r["speaker"], r["seconds"], r["split"]) for r in kept])
         return path
 
     def text(self, times: int) -> Path:
@@ -63,17 +63,19 @@ class Data:
             from pinyin_llm.text_normalization import han_only, read_aloud
 
             lines = [han_only(read_aloud(row["text"])) for row in self._clips()]
-            wanted = times * sum(map(len, lines))
+            said = sum(map(len, lines))
             more = [line for file in self.recipe["auxiliary"] for line in Path(file).read_text("utf-8").splitlines()]
             random.Random(0).shuffle(more)
-            missing = wanted - sum(map(len, lines))
+            missing = (times - 1) * said
             for line in more:
                 if missing <= 0:
                     break
                 lines.append(line)
                 missing -= len(line)
             if missing > 0:
-                raise ValueError(f"Expected {wanted} characters for {times}x, found {wanted - missing}. Add auxiliary.")
+                raise ValueError(
+                    f"Expected {times * said} characters for {times}x, found {times * said - missing}. Add auxiliary."
+                )
             path.write_text("\n".join(filter(None, lines)) + "\n", encoding="utf-8")
         return path
 
@@ -144,15 +146,18 @@ def write_down(folder: Path, tests: dict[str, str]) -> dict[str, list[tuple[str,
     return {name: written[name] for name in tests}
 
 
+def at_rate(row: dict, rate: float) -> dict:
+    """`row` with that learning rate in its last stage."""
+    return merge(row, {"asr": {"learning_rate": rate}})
+
+
 def best_learning_rate(base: dict, row: dict, data: Data, parts: dict, runs: Path) -> float:
     """The rate of the last stage that this very row does best with, on clips that are in no test set."""
-    from pinyin_llm.scoring import score
+    from pinyin_llm.table_report import score_pairs
 
     def error(rate: float) -> float:
-        changed = row | {"asr": (row.get("asr") or {}) | {"learning_rate": rate}}
-        folder = run_stages(stages_of(base, changed, data, seed=0), parts, runs)
-        said, wrote = zip(*write_down(folder, {"dev": data.recipe["dev"]})["dev"], strict=True)
-        return score(list(said), list(wrote)).cer
+        folder = run_stages(stages_of(base, at_rate(row, rate), data, seed=0), parts, runs)
+        return score_pairs(write_down(folder, {"dev": data.recipe["dev"]})["dev"]).cer
 
     return min(data.recipe["learning_rates"], key=error)
 
@@ -160,8 +165,7 @@ def best_learning_rate(base: dict, row: dict, data: Data, parts: dict, runs: Pat
 def run_row(recipe: dict, row: dict, data: Data, runs: Path) -> dict[str, list[list[tuple[str, str]]]]:
     """One row with every seed: (reference, hypothesis) pairs a seed, by test set."""
     base, parts = recipe["base"], recipe["model"] | row.get("model", {})
-    rate = best_learning_rate(base, row, data, parts, runs)
-    row = row | {"asr": (row.get("asr") or {}) | {"learning_rate": rate}}
+    row = at_rate(row, best_learning_rate(base, row, data, parts, runs))
     pairs: dict[str, list] = {name: [] for name in data.recipe["tests"]}
     for seed in recipe["seeds"]:
         folder = run_stages(stages_of(base, row, data, seed), parts, runs)
@@ -187,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     runs = Path(arguments.work, "runs")
     runs.mkdir(parents=True, exist_ok=True)
     data = Data(recipe["data"], Path(arguments.work))
-    wanted = {name: rows for name, rows in recipe["sections"].items() if name in (arguments.sections or [name])}
+    sections = {name: rows for name, rows in recipe["sections"].items() if rows}  # null: the quick form does without
+    wanted = {name: rows for name, rows in sections.items() if name in (arguments.sections or [name])}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
     results: dict[str, dict] = {section: {} for section in wanted}
     for section, name, row in tqdm(rows, unit="row"):

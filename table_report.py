@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-from pinyin_llm.scoring import score
+from pinyin_llm.scoring import Score, score
 
 
 HEADER = [
@@ -21,6 +21,11 @@ HEADER = [
 ]
 
 
+def score_pairs(pairs: list[tuple[str, str]]) -> Score:
+    """The score of (reference, hypothesis) pairs."""
+    return score(*map(list, zip(*pairs, strict=True)))
+
+
 def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
     """One line a row and test set.
 
@@ -30,12 +35,12 @@ def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
     lines, first = [], {}
     for row, sets in rows.items():
         for name, seeds in sets.items():
-            pooled = score(*map(list, zip(*sum(seeds, []), strict=True)))
-            each = [score(*map(list, zip(*pairs, strict=True))).cer for pairs in seeds]
+            pooled, each = score_pairs(sum(seeds, [])), [score_pairs(pairs).cer for pairs in seeds]
             start = first.setdefault(name, pooled.cer)
-            cells = (section, row, name, pooled.cer, pooled.low, pooled.high, stdev(each) if len(each) > 1 else 0.0)
+            spread = stdev(each) if len(each) > 1 else 0.0
             gain = 1 - mean(each) / start if start else 0.0
-            percent = [f"{100 * value:.1f}" for value in (*cells[3:], gain, pooled.homophones)]
+            figures = (pooled.cer, pooled.low, pooled.high, spread, gain, pooled.homophones)
+            percent = [f"{100 * figure:.1f}" for figure in figures]
             lines.append(dict(zip(HEADER, (section, row, name, *percent), strict=True)))
     return lines
 

@@ -7,6 +7,7 @@ python train_asr.py --model p2c --manifests train.tsv --output_dir asr
 
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Literal
 
 
@@ -143,7 +144,7 @@ def show(arguments: DataArguments, model, processor) -> None:
     with TemporaryDirectory() as folder:
         rows, counts = read_features(replace(arguments, cache_features=folder), model, processor, most=2)
         collator = SpeechCollator(processor, model.config, arguments.learn)
-        print(counts, show_rows(collator([*rows.select(range(min(2, len(rows))))]), processor), sep="\n")
+        print(counts, show_rows(collator(list(islice(rows, 2))), processor), sep="\n")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,9 +4,11 @@ python train_p2c.py recipes/mini.yaml
 python train_p2c.py --texts corpus.txt --output_dir p2c      # Whisper-large-v3 + LLaMA2-7b, LoRA
 """
 
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 
 
 @dataclass
@@ -29,13 +31,13 @@ def read_pairs(arguments: DataArguments, units):
 
     parts, dropped = [], Counter()
     for text in arguments.texts:
-        path, _, times = text.rpartition("@") if text.rpartition("@")[2].isdecimal() else (text, "", "1")
+        path, times = re.fullmatch(r"(.+?)(?:@(\d+))?", text).groups()
         read = _read_file(path, units, arguments.num_proc)
         lengths = read["length"][:]
         dropped["without_han"] += lengths.count(0)
         dropped["too_long"] += sum(n > arguments.most_characters for n in lengths)
         dropped["other_letters_left_out"] += sum(read["foreign"])
-        parts += [read.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")] * int(times)
+        parts += [read.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")] * int(times or 1)
     if dropped["other_letters_left_out"]:
         print(f"{dropped['other_letters_left_out']} lines lost digits or Latin letters: corpora/plain_text.py reads or cuts them.",
               file=sys.stderr)  # fmt: skip
@@ -78,7 +80,6 @@ class PairCollator:
 def write_evaluation(model, processor, files: list[str], rows: int):
     """A function that converts the evaluation rows, toned and toneless, and scores them."""
     import csv
-    from itertools import islice
     from pathlib import Path
 
     from pinyin_llm.generation_pinyin_llm import convert_pinyin
@@ -118,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     pairs, counts = read_pairs(data_arguments, processor.pinyin_tokenizer)
     collator = PairCollator(processor, PinyinNoise(noise_arguments, processor.pinyin_tokenizer))
     if model_arguments.dry_run:
-        print(counts, training.show_rows(collator([*pairs.select(range(min(2, len(pairs))))]), processor), sep="\n")
+        print(counts, training.show_rows(collator(list(islice(pairs, 2))), processor), sep="\n")
         return 0
 
     write = write_evaluation(model, processor, data_arguments.eval_texts, model_arguments.eval_rows)

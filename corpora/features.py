@@ -32,11 +32,12 @@ def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[fl
         The rows with `hidden` (T * D float16, flat) and `mel_frames`.
     """
     parts, counts = [], {}
+    fingerprint = _fingerprint(rows, model, processor)
     for speed in speeds:
-        place = Path(folder, _fingerprint(rows, model, processor, speed))
+        place = Path(folder, f"{fingerprint}_{speed}")
         if not place.exists():
             encoded, counted = _encode(rows, model, processor, speed)
-            partial = place.with_suffix(".partial")
+            partial = place.with_name(place.name + ".partial")
             encoded.save_to_disk(partial)
             (partial / COUNTS).write_text(json.dumps(counted), encoding="utf-8")
             partial.rename(place)
@@ -47,9 +48,9 @@ def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[fl
     return concatenate_datasets(parts), counts
 
 
-def _fingerprint(rows: Dataset, model, processor, speed: float) -> str:
+def _fingerprint(rows: Dataset, model, processor) -> str:
     """Of the encoder, of how sound becomes log-mel, and of the files; -1 stands for one that is missing."""
-    digest = hashlib.sha256(f"{speed}{processor.feature_extractor.to_json_string()}".encode())
+    digest = hashlib.sha256(processor.feature_extractor.to_json_string().encode())
     for tensor in model.audio_tower.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     for path in rows["audio"]:

@@ -105,8 +105,7 @@ def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: 
         seed=arguments.seed,
     )
     optimizer = build_optimizer(model, settings.learning_rate, weight_decay=0.05)
-    collator = {"data_collator": default_data_collator, "optimizers": (optimizer, None)}
-    Trainer(model, settings, train_dataset=rows, **collator).train()
+    Trainer(model, settings, default_data_collator, rows, optimizers=(optimizer, None)).train()
     model.save_pretrained(arguments.output)
 
 

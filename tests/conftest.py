@@ -8,19 +8,31 @@ CACHE = tempfile.TemporaryDirectory(prefix="pinyin_llm_tests_")
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": CACHE.name, "TOKENIZERS_PARALLELISM": "false"}  # before transformers
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
+from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcessor
-from pinyin_llm.corpora.han_llama import build_tokenizer
+from pinyin_llm.corpora.han_llama import HanLlamaArguments, build_tokenizer, write_language_model
 
 
 torch.set_num_threads(1)
 
 CHARACTERS = "：汉字你好中国人民大学生日快乐长江黄河银行走路重庆要上海北京天地山水火木金土一二三四五六七八九十百千万我他她们的了在是不有这"
+SENTENCES = [
+    "中国人民银行",
+    "你好",
+    "长江和黄河",
+    "我们去上海的大学",
+    "今天天气很好",
+    "重庆人爱走路",
+    "他要去北京",
+    "快乐的人",
+]
 KINDS = ("mean", "max", "attention", "stack", "conv", "pinyin_bridge")
 WEIGHT_SPREAD = 0.2  # the usual 0.02 keeps all logits of a tiny model within a tolerance of each other
 
@@ -91,6 +103,27 @@ def build_model(kind: str, **changes) -> PinyinLlamaForASR:
 
 
 _shared_model = cache(build_model)
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory) -> Path:
+    """A language model, a Whisper, text and speech, all tiny."""
+    folder = tmp_path_factory.mktemp("parts")
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(["汉字：", *SENTENCES, *SENTENCES]), encoding="utf-8")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "fewest": 1}
+    write_language_model(HanLlamaArguments(texts=[str(texts)], output=str(folder / "llama"), **sizes))
+    torch.manual_seed(0)
+    WhisperModel(whisper_config()).save_pretrained(folder / "whisper")
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "whisper")
+    (folder / "eval.tsv").write_text("text\ttoned\ttoneless\n你好\tni3 hao3\tni hao\n", encoding="utf-8")
+    (folder / "speech").mkdir()
+    rows = ["file\ttext\tseconds"]
+    for number, sentence in enumerate(SENTENCES[:4]):
+        soundfile.write(folder / "speech" / f"{number}.wav", tone(1.0 + 0.2 * number, 200 + 100 * number), 16000)
+        rows.append(f"{number}.wav\t{sentence}\t1")
+    (folder / "speech" / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
 
 
 def pytest_ignore_collect(collection_path, config) -> bool | None:

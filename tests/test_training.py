@@ -8,52 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
 import yaml
-from conftest import build_config, build_model, build_processor, tone, whisper_config
-from transformers import AutoConfig, TrainingArguments, WhisperFeatureExtractor, WhisperModel
+from conftest import SENTENCES, build_config, build_model, build_processor, tone
+from transformers import AutoConfig, TrainingArguments, WhisperModel
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
 from pinyin_llm.arguments import ModelArguments
-from pinyin_llm.corpora.han_llama import HanLlamaArguments, write_language_model
 from pinyin_llm.noise import NoiseArguments, PinyinNoise
 from pinyin_llm.training import PinyinTrainer
 
 
-SENTENCES = [
-    "中国人民银行",
-    "你好",
-    "长江和黄河",
-    "我们去上海的大学",
-    "今天天气很好",
-    "重庆人爱走路",
-    "他要去北京",
-    "快乐的人",
-]
 TRAINER = ["--use_cpu", "--remove_unused_columns", "false", "--learning_rate", "0.01", "--disable_tqdm", "true"]
 LORA_LAYERS = r"language_model\.model\.layers\.{}\..*_proj\.weight"
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory) -> Path:
-    """A language model, a Whisper, text and speech, all tiny."""
-    folder = tmp_path_factory.mktemp("parts")
-    texts = folder / "texts.txt"
-    texts.write_text("\n".join(["汉字：", *SENTENCES, *SENTENCES]), encoding="utf-8")
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "fewest": 1}
-    write_language_model(HanLlamaArguments(texts=[str(texts)], output=str(folder / "llama"), **sizes))
-    torch.manual_seed(0)
-    WhisperModel(whisper_config()).save_pretrained(folder / "whisper")
-    WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "whisper")
-    (folder / "eval.tsv").write_text("text\ttoned\ttoneless\n你好\tni3 hao3\tni hao\n", encoding="utf-8")
-    (folder / "speech").mkdir()
-    rows = ["file\ttext\tseconds"]
-    for number, sentence in enumerate(SENTENCES[:4]):
-        soundfile.write(folder / "speech" / f"{number}.wav", tone(1.0 + 0.2 * number, 200 + 100 * number), 16000)
-        rows.append(f"{number}.wav\t{sentence}\t1")
-    (folder / "speech" / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture
