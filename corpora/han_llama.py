@@ -76,6 +76,7 @@ def write_language_model(arguments: HanLlamaArguments) -> None:
 
 def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: int = 128) -> None:
     """Teach the language model in `arguments.output` to go on with plain text, as a pretrained one can."""
+    import torch
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
 
@@ -100,6 +101,7 @@ def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: 
         lr_scheduler_type="cosine",
         warmup_steps=arguments.learn_steps // 20,
         bf16=True,
+        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused on a CPU
         save_strategy="no",
         logging_steps=20,
         seed=arguments.seed,
