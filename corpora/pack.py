@@ -15,6 +15,8 @@ class PackArguments:
 
     manifest: str = field(metadata={"help": "tsv or jsonl: file, text, speaker, seconds."})
     output: str = field(metadata={"help": "The parquet file."})
+    start: int = field(default=0, metadata={"help": "The first row that is packed."})
+    end: int | None = field(default=None, metadata={"help": "The first row that no longer is."})
     num_proc: int = field(default=2, metadata={"help": "Processes that encode."})
 
 
@@ -29,13 +31,14 @@ def encode_opus(path: str) -> bytes:
     return buffer.getvalue()
 
 
-def pack(manifest: str, output: str, num_proc: int = 2) -> int:
-    """Write the clips of `manifest` to `output`: audio (bytes and name), text, speaker, seconds; the bytes written."""
+def pack(manifest: str, output: str, start: int = 0, end: int | None = None, num_proc: int = 2) -> int:
+    """Write clips of `manifest` to `output`: audio (bytes and name), text, speaker, seconds; the bytes written."""
     from datasets import Value
 
     from pinyin_llm.corpora.manifest import read_manifest
 
     rows = read_manifest(manifest).select_columns(["audio", "text", "speaker", "seconds"])
+    rows = rows.select(range(*slice(start, end).indices(len(rows))))
     features = rows.features.copy()
     features["audio"] = {"bytes": Value("binary"), "path": Value("string")}
 
@@ -52,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
     (arguments,) = HfArgumentParser(PackArguments).parse_args_into_dataclasses(argv)
-    print(f"{arguments.output}: {pack(arguments.manifest, arguments.output, arguments.num_proc):,} bytes")
+    print(f"{arguments.output}: {pack(**vars(arguments)):,} bytes")
     return 0
 
 
