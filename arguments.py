@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 
 MORE_FLAGS = """Each field of transformers.TrainingArguments is a flag too: --output_dir, --learning_rate, --max_steps,
@@ -19,17 +20,37 @@ class ModelArguments:
     projector_type: str = field(default="pooling", metadata={"help": "pooling (the paper's) or pinyin_bridge."})
     projector_stride: int = field(default=5, metadata={"help": "Encoder frames (20 ms) a slot."})
     projector_pooling: str = field(default="mean", metadata={"help": "mean, max, attention, stack or conv."})
+    new_projector: bool = field(
+        default=False, metadata={"help": "With --model: put in a new projector, as the flags above say."}
+    )
     bridge_hidden_size: int = field(default=384, metadata={"help": "Width of the bridge."})
     bridge_num_layers: int = field(default=2, metadata={"help": "Transformer layers of the bridge."})
     lora: int | None = field(
         default=16, metadata={"help": "LoRA rank; 0 (in a recipe also null) trains the whole language model."}
     )
     lora_alpha: int = field(default=32, metadata={"help": "LoRA scale."})
+    save: Literal["whole", "delta"] = field(
+        default="whole", metadata={"help": "delta: what was learned and the names of the two parts, not their weights."}
+    )
     optimizer: str = field(default="adamw", metadata={"help": "adamw, or muon (for training from scratch)."})
     attention: str = field(default="sdpa", metadata={"help": "Of the language model; eager is faster on short rows."})
     compile_language_model: bool = field(default=False, metadata={"help": "torch.compile its training step."})
-    dry_run: bool = field(default=False, metadata={"help": "Show two rows with what is learned in [brackets]; stop."})
+    frozen_bf16: bool = field(
+        default=False, metadata={"help": "Keep what does not learn in bfloat16: half the memory."}
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "Show two rows with what is learned in [brackets], memory and hours; stop."}
+    )
+    devices: int = field(default=1, metadata={"help": "GPUs that --dry_run counts on."})
+    device_tflops: float = field(
+        default=400.0,
+        metadata={"help": "TFLOP/s that --dry_run counts on: 0.4 of the 989 that an H100 has in bfloat16."},
+    )
     eval_rows: int = field(default=100, metadata={"help": "Rows of each evaluation file that are written out."})
+
+    def __post_init__(self):
+        if self.save == "delta" and not self.lora:
+            raise ValueError("save='delta' keeps LoRA; lora 0 trains the whole language model. Choose --save whole.")
 
 
 def parse_arguments(dataclasses: list, argv: list[str], section: str) -> list:

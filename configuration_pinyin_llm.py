@@ -41,6 +41,8 @@ class PinyinLlamaConfig(PreTrainedConfig):
         bridge_num_attention_heads: Its attention heads.
         bridge_dropout: Its dropout in training.
         ctc_loss_weight: Weight of the bridge's CTC loss beside the language model's loss.
+        delta: Of a folder that holds only what was learned: {"audio_tower": base, "language_model": base, "adapters":
+            their number}, a base being {"name", "revision"} (delta_pinyin_llm.py).
         release: Format of this file; a newer one than the code knows is refused.
     """
 
@@ -76,6 +78,7 @@ class PinyinLlamaConfig(PreTrainedConfig):
     ctc_loss_weight: float = 1.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    delta: dict | None = None
     release: int = RELEASE
 
     @property

@@ -16,6 +16,16 @@ LIKELY_UNITS = 8  # of heard pinyin, that a slot may be written as at their own 
 ONLY_DEN4 = "扽"  # the one syllable that GB 2312 has no character for
 
 
+def tokenize_characters(tokenizer, characters: list[str]) -> list[tuple[int, ...]]:
+    """Each character on its own -> its tokens, in training and in decoding alike: a slot is one character.
+
+    Many tokenizers have tokens of several characters, which no slot could write. Some begin every text with a piece:
+    it stays with the line break, which joins no character.
+    """
+    start, *written = tokenizer(["\n", *(f"\n{c}" for c in characters)], add_special_tokens=False).input_ids
+    return [tuple(ids[len(start) :]) for ids in written]
+
+
 class PinyinConstraint:
     """What each pinyin unit can be written as, in the tokens of one tokenizer.
 
@@ -36,9 +46,7 @@ class PinyinConstraint:
         readings = {
             c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c) or c == ONLY_DEN4
         }
-        written = tokenizer(list(readings), add_special_tokens=False).input_ids
-        blank = tokenizer("", add_special_tokens=False).input_ids  # some tokenizers begin every text with a piece
-        self.sequences = [tuple(ids[len(blank) :]) for ids in written]
+        self.sequences = tokenize_characters(tokenizer, list(readings))
         self.complete = set(self.sequences)
         self.starts = torch.tensor(sorted({sequence[0] for sequence in self.sequences}))
         self.written_for = self._homophones(_readable_pairs(list(readings.values()), pinyin_tokenizer))

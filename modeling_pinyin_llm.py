@@ -18,6 +18,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import can_return_tuple
 
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
+from .delta_pinyin_llm import load_delta, name_base, read_delta_config
 from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
 
 
@@ -127,6 +128,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         self.multi_modal_projector = projector(config)
         self.pinyin_embeddings = nn.Embedding(config.pinyin_vocab_size, config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.delta, config.delta = config.delta, None  # the bases, if known; the model in memory is whole
+        self.adapters: list[tuple] = []  # LoRA already merged into them, for the next delta
         self.post_init()
 
     def get_input_embeddings(self):
@@ -157,12 +160,16 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             ValueError: The keys that are missing, left over, of another shape, or not finite.
         """
         kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below
+        source, adapters = pretrained_model_name_or_path, []
         try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            if config := read_delta_config(source, kwargs):
+                source, (kwargs, adapters) = None, load_delta(source, config, kwargs)
+            model, info = super().from_pretrained(source, *args, **kwargs)
         except SafetensorError as error:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: broken safetensors ({error}). Fetch it again."
             ) from error
+        model.adapters = adapters
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         tensors = [*model.named_parameters(), *model.named_buffers()]
         broken = [name for name, t in tensors if t.device.type != "meta" and not t.isfinite().all()]
@@ -182,6 +189,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         model.audio_tower.load_state_dict(WhisperModel.from_pretrained(audio_tower).encoder.state_dict())
         if language_model is not None:
             model.language_model = AutoModelForCausalLM.from_pretrained(language_model)
+            model.delta = {"audio_tower": name_base(audio_tower), "language_model": name_base(language_model)}
         return model
 
     def get_pinyin_features(self, pinyin_ids: torch.Tensor) -> AudioSlots:

@@ -1,6 +1,8 @@
 """Pinyin as speech would give it: confusable units, lost tones, drops, insertions, repeats and blends (stage 1)."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +18,7 @@ TONE_SHARE = 0.5  # of the confusions: half of what the bridge gets wrong is the
 
 @dataclass
 class NoiseArguments:
-    """Rates a syllable (0 to 1), except `toneless_rows`, a rate a sentence."""
+    """Rates a syllable (0 to 1), except `toneless_rows` and `heard_rows`, rates a sentence."""
 
     toneless_rows: float = field(default=0.0, metadata={"help": "Sentences that lose all their tones."})
     toneless: float = field(default=0.0, metadata={"help": "Syllables that lose their tone."})
@@ -25,6 +27,8 @@ class NoiseArguments:
     drop: float = field(default=0.0, metadata={"help": "Syllables left out."})
     insert: float = field(default=0.0, metadata={"help": "Syllables followed by one that nobody said."})
     repeat: float = field(default=0.0, metadata={"help": "Syllables said twice."})
+    heard_rows: float = field(default=0.0, metadata={"help": "Sentences whose slots are drawn from heard_pinyin."})
+    heard_pinyin: str | None = field(default=None, metadata={"help": "What a bridge heard (heard_pinyin.py)."})
 
 
 def generator_of(epoch: int, row: str) -> np.random.Generator:
@@ -47,6 +51,8 @@ class PinyinNoise:
         self.rates, self.tokenizer = rates, tokenizer
         self.tones = [[j for j in tokenizer.bases[u[:-1]] if j != i] for i, u in enumerate(tokenizer.units)]
         self.sounds = [self._confusable(unit) for unit in tokenizer.units]
+        heard = json.loads(Path(rates.heard_pinyin).read_text(encoding="utf-8")) if rates.heard_rows else {}
+        self.heard = {int(unit): [list(map(tuple, slots)) for slots in rows] for unit, rows in heard.items()}
 
     def _confusable(self, unit: str) -> list[int]:
         """Units whose initial or final is easily taken for this one's, with the same tone."""
@@ -62,6 +68,8 @@ class PinyinNoise:
     def __call__(self, row: list[int], random: np.random.Generator) -> list[tuple[int, ...]]:
         """Unit ids -> slots: a tuple of ids is read as their mean (no tone: all tones of the base)."""
         rates = self.rates
+        if self.heard and random.random() < rates.heard_rows:
+            return self._hear(row, random)
         toneless = rates.toneless + (random.random() < rates.toneless_rows)
         draws = random.random((len(row), 6)) if row else ()
         slots = []
@@ -78,6 +86,14 @@ class PinyinNoise:
             slots += [slot] * (1 + (repeat < rates.repeat))
             if insert < rates.insert:
                 slots.append((int(random.integers(len(self.tokenizer))),))
+        return slots or [(unit,) for unit in row[:1]]
+
+    def _hear(self, row: list[int], random: np.random.Generator) -> list[tuple[int, ...]]:
+        """Each unit as a bridge heard it somewhere; one that it never met as it is."""
+        slots = []
+        for unit in row:
+            options = self.heard.get(unit, [[(unit,)]])
+            slots += options[random.integers(len(options))]
         return slots or [(unit,) for unit in row[:1]]
 
     def _other(self, unit: int, random: np.random.Generator) -> int:

@@ -1,7 +1,9 @@
 """The paper's table from one command: the rows of a recipe -> both stages -> CER on every test set -> docs/results/.
 
 python paper_table.py          # hours; given again, it goes on where it stopped
-python paper_table.py --quick  # to see it work: few steps, one seed
+python paper_table.py --quick  # to see it work: few steps, one seed, two sections
+python paper_table.py --recipe recipes/paper_table_aishell1.yaml \
+  --launcher "accelerate launch --config_file recipes/accelerate_8_gpus.yaml"
 
 A row differs from the recipe's base in what it names and in nothing else. A stage that two rows share is run once: its
 folder is named by a hash of its arguments and of the stages before it.
@@ -9,10 +11,15 @@ folder is named by a hash of its arguments and of the stages before it.
 
 import hashlib
 import json
+import os
 import random
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 
@@ -30,6 +37,8 @@ class TableArguments:
     sections: list[str] | None = field(default=None, metadata={"help": "Only these; all when left out."})
     speech: list[str] = field(default_factory=list, metadata={"help": "Further manifests to learn from."})
     tests: list[str] = field(default_factory=list, metadata={"help": "Further manifests to be tested on."})
+    workers: int = field(default=1, metadata={"help": "Seeds that run side by side; each gets its share of the cores."})
+    launcher: str = field(default=sys.executable, metadata={"help": "What starts a training script."})
 
 
 @dataclass
@@ -85,46 +94,89 @@ class Data:
         return [row for path in self.recipe["speech"] for row in read_manifest(path).to_list()]
 
 
-def stages_of(base: dict, row: dict, data: Data, seed: int) -> list[tuple[str, dict]]:
-    """The stages of one row in their order: (name, arguments). A stage that the row sets to null is left out."""
-    times, share = row.get("text", 0), row.get("speech", 1.0)
+def stages_of(recipe: dict, row: dict, data: Data, seed: int) -> list[tuple[str, dict]]:
+    """The stages of one row in their order: (name, arguments). A stage that the row sets to null is left out.
+
+    Rows that differ in their projector share stage 1, which has no use for it; it is then put in behind that.
+    """
+    base, projector, times = recipe["base"], row.get("model", {}), row.get("text", 0)
     left_out = {name for name in SCRIPTS if name in row and row[name] is None} | (set() if times else {"p2c"})
-    stages = []
-    for name in SCRIPTS:
-        if name in left_out or name not in base:
-            continue
+    stages: list[tuple[str, dict]] = []
+    for name in (name for name in SCRIPTS if name in base and name not in left_out):
         arguments = base[name] | (row.get(name) or {}) | {"seed": seed}
+        arguments |= recipe["model"] if not stages else {}
         if name == "p2c":
-            arguments |= {"texts": [str(data.text(times))]}
-        else:
-            arguments |= {"manifests": [str(data.speech(share))]}
-        stages.append((name, arguments))
+            stages.append((name, arguments | {"texts": [str(data.text(times))]}))
+            continue
+        if projector and not any(done != "p2c" for done, _ in stages):
+            arguments |= projector | ({"new_projector": True} if stages else {})
+        if row.get("replay") and name == "asr":
+            arguments["replay_texts"] = [str(data.text(times))]
+        stages.append((name, arguments | {"manifests": [str(data.speech(row.get("speech", 1.0)))]}))
     return stages
 
 
-def run_stages(stages: list[tuple[str, dict]], parts: dict, runs: Path) -> Path:
-    """Run the stages one after the other, each from the model before it; the folder of the last.
+@dataclass
+class Runner:
+    """Runs stages in processes of their own, each of which leaves a folder with its log beside it.
 
-    Raises:
-        RuntimeError: A stage failed; the message ends with the end of its log.
+    Args:
+        runs: Where the folders go.
+        launcher: What starts a script.
+        workers: How many stages may run at once.
     """
-    folder = None
-    for name, arguments in stages:
-        arguments = arguments | ({"model": str(folder)} if folder else parts)
+
+    runs: Path
+    launcher: str = sys.executable
+    workers: int = 1
+
+    def run(self, name: str, arguments: dict, command: Callable[[Path], list[str]]) -> Path:
+        """The folder of the stage with these arguments, made by `command(folder)` if it is not there.
+
+        Raises:
+            RuntimeError: The stage failed; the message ends with the end of its log.
+        """
         digest = hashlib.sha256(json.dumps([name, arguments], sort_keys=True).encode()).hexdigest()[:12]
-        folder = runs / f"{name}-{digest}"
-        if (folder / "run.json").exists():
-            continue
+        folder = self.runs / f"{name}-{digest}"
+        if (folder / "done").exists():
+            return folder
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.workers))} if self.workers > 1 else {}
+        log, words = folder.with_suffix(".log"), command(folder)
+        with log.open("w") as output:
+            code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
+        if code:
+            raise RuntimeError(f"{shlex.join(words)}: exit code {code}.\n{log.read_text()[-2000:]}")
+        (folder / "done").touch()
+        return folder
+
+    def run_stages(self, stages: list[tuple[str, dict]]) -> Path:
+        """Run the stages one after the other, each from the model before it; the folder of the last."""
         import yaml
 
-        recipe, log = runs / f"{folder.name}.yaml", runs / f"{folder.name}.log"
-        recipe.write_text(yaml.safe_dump({name: arguments | {"output_dir": str(folder)}}, allow_unicode=True), "utf-8")
-        command = [sys.executable, str(Path(__file__).with_name(SCRIPTS[name])), f"{recipe}:{name}"]
-        with log.open("w") as output:
-            code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
-        if code:
-            raise RuntimeError(f"{' '.join(command)}: exit code {code}.\n{log.read_text()[-2000:]}")
-    return folder
+        folder = None
+        for name, arguments in stages:
+            given = arguments | ({"model": str(folder)} if folder else {})
+
+            def command(folder: Path, name=name, given=given) -> list[str]:
+                recipe = folder.with_suffix(".yaml")
+                recipe.write_text(yaml.safe_dump({name: given | {"output_dir": str(folder)}}, allow_unicode=True))
+                return [*shlex.split(self.launcher), str(Path(__file__).with_name(SCRIPTS[name])), f"{recipe}:{name}"]
+
+            folder = self.run(name, given, command)
+        return folder
+
+    def start(self, model: dict) -> dict:
+        """`model` with its language model made from scratch, where `start` says how (corpora/han_llama.py)."""
+        if "start" not in model:
+            return model
+
+        def command(folder: Path) -> list[str]:
+            flags = [[f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+                     for name, value in model["start"].items()]  # fmt: skip
+            return [sys.executable, "-m", "pinyin_llm.corpora.han_llama", "--output", str(folder), *chain(*flags)]
+
+        folder = self.run("start", model["start"], command)
+        return {name: value for name, value in model.items() if name != "start"} | {"language_model": str(folder)}
 
 
 def write_down(folder: Path, tests: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
@@ -151,27 +203,28 @@ def at_rate(row: dict, rate: float) -> dict:
     return merge(row, {"asr": {"learning_rate": rate}})
 
 
-def best_learning_rate(base: dict, row: dict, data: Data, parts: dict, runs: Path) -> float:
+def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner) -> float:
     """The rate of the last stage that this very row does best with, on clips that are in no test set."""
     from pinyin_llm.table_report import score_pairs
 
     def error(rate: float) -> float:
-        folder = run_stages(stages_of(base, at_rate(row, rate), data, seed=0), parts, runs)
+        folder = runner.run_stages(stages_of(recipe, at_rate(row, rate), data, seed=0))
         return score_pairs(write_down(folder, {"dev": data.recipe["dev"]})["dev"]).cer
 
     return min(data.recipe["learning_rates"], key=error)
 
 
-def run_row(recipe: dict, row: dict, data: Data, runs: Path) -> dict[str, list[list[tuple[str, str]]]]:
-    """One row with every seed: (reference, hypothesis) pairs a seed, by test set."""
-    base, parts = recipe["base"], recipe["model"] | row.get("model", {})
-    row = at_rate(row, best_learning_rate(base, row, data, parts, runs))
-    pairs: dict[str, list] = {name: [] for name in data.recipe["tests"]}
-    for seed in recipe["seeds"]:
-        folder = run_stages(stages_of(base, row, data, seed), parts, runs)
-        for name, found in write_down(folder, data.recipe["tests"]).items():
-            pairs[name].append(found)
-    return pairs
+def run_row(recipe: dict, row: dict, data: Data, runner: Runner) -> dict:
+    """One row with every seed: its learning rate, and by test set the (reference, hypothesis) pairs of each seed."""
+    rate = best_learning_rate(recipe, row, data, runner)
+    row = at_rate(row, rate)
+
+    def run_seed(seed: int) -> dict:
+        return write_down(runner.run_stages(stages_of(recipe, row, data, seed)), data.recipe["tests"])
+
+    with ThreadPoolExecutor(runner.workers) as pool:
+        seeds = list(pool.map(run_seed, recipe["seeds"]))
+    return {"learning rate": rate, "tests": {name: [found[name] for found in seeds] for name in data.recipe["tests"]}}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -188,15 +241,16 @@ def main(argv: list[str] | None = None) -> int:
         recipe = merge(recipe, recipe["quick"])
     recipe["data"]["speech"] += arguments.speech
     recipe["data"]["tests"] |= {Path(path).parent.name: path for path in arguments.tests}
-    runs = Path(arguments.work, "runs")
-    runs.mkdir(parents=True, exist_ok=True)
+    runner = Runner(Path(arguments.work, "runs"), arguments.launcher, arguments.workers)
+    runner.runs.mkdir(parents=True, exist_ok=True)
+    recipe["model"] = runner.start(recipe["model"])
     data = Data(recipe["data"], Path(arguments.work))
-    sections = {name: rows for name, rows in recipe["sections"].items() if rows}  # null: the quick form does without
-    wanted = {name: rows for name, rows in sections.items() if name in (arguments.sections or [name])}
+    named = arguments.sections or recipe.get("only") or list(recipe["sections"])
+    wanted = {name: recipe["sections"][name] for name in named}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
     results: dict[str, dict] = {section: {} for section in wanted}
     for section, name, row in tqdm(rows, unit="row"):
-        results[section][name] = run_row(recipe, row, data, runs)
+        results[section][name] = run_row(recipe, row, data, runner)
         write_report(results, Path(arguments.results))  # after every row: a reader need not wait for the last
     return 0
 

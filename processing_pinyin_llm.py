@@ -9,7 +9,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .audio_pinyin_llm import load_waveform
 from .configuration_pinyin_llm import num_audio_slots
-from .generation_pinyin_llm import PinyinConstraint
+from .generation_pinyin_llm import PinyinConstraint, tokenize_characters
 from .tokenization_pinyin_llm import PinyinTokenizer
 
 
@@ -101,6 +101,14 @@ class PinyinLlamaProcessor(ProcessorMixin):
         ids += self.tokenizer(before, add_special_tokens=False).input_ids if before else []
         return ids, self.tokenizer(behind, add_special_tokens=False).input_ids if behind else []
 
+    @lru_cache(maxsize=65536)  # noqa: B019
+    def _character_ids(self, character: str) -> tuple[int, ...]:
+        return tokenize_characters(self.tokenizer, [character])[0]
+
+    def _answer_ids(self, text: str) -> list[int]:
+        """Character by character, as the constraint writes it."""
+        return [token for character in text for token in self._character_ids(character)]
+
     def make_prompts(
         self, token_id: int, counts: list[int], texts: list[str] | None = None, padding_side: str = "left"
     ) -> dict[str, torch.Tensor]:
@@ -109,8 +117,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
         rows = [[*before, *[token_id] * count, *behind] for count in counts]
         answers = [[]] * len(rows)
         if texts is not None:
-            answers = self.tokenizer(list(texts), add_special_tokens=False).input_ids
-            answers = [[*ids, self.tokenizer.eos_token_id] for ids in answers]
+            answers = [[*self._answer_ids(text), self.tokenizer.eos_token_id] for text in texts]
         length = max(len(row) + len(answer) for row, answer in zip(rows, answers, strict=True))
         input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id)
         attention_mask, labels = np.zeros_like(input_ids), np.full_like(input_ids, IGNORED)

@@ -14,6 +14,7 @@ from .configuration_pinyin_llm import PinyinLlamaConfig
 
 BRIDGE_STRIDE = 2
 SECONDS_PER_BRIDGE_FRAME = 0.02 * BRIDGE_STRIDE
+MOST_IN_A_ROW = 3  # of one unit: music is heard as "yi1 yi1 yi1 yi1 yi1"; people say 哈哈哈, and seldom a fourth
 INITIALS = ("zh", "ch", "sh", *"bpmfdtnlgkhjqxrzcsyw")
 
 
@@ -192,16 +193,28 @@ class PinyinBridge(nn.Module):
 
 
 def segment(log_probs: torch.Tensor, frames: torch.Tensor, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs of frames whose best class is the same unit.
+    """Runs of frames whose best class is the same unit; of equal runs in a row the first `MOST_IN_A_ROW`.
 
     Returns:
         (B, slots, S) bool, the frames of each run in order of time, and (B, S) the best class, 0 for blank.
     """
     best = log_probs.argmax(-1) * length_mask(frames, log_probs.shape[1])
+    best = best * ~in_long_row(best, number_runs(best))
+    return number_runs(best)[:, None] == torch.arange(1, slots + 1, device=best.device)[:, None], best
+
+
+def number_runs(best: torch.Tensor) -> torch.Tensor:
+    """(B, S) best classes -> the number of each frame's run, 1, 2, ... along time; 0 in blanks."""
     previous = nn.functional.pad(best[:, :-1], (1, 0))
-    run = ((best > 0) & (best != previous)).cumsum(-1)  # 1, 2, ... along time
-    run = run * (best > 0)
-    return run[:, None] == torch.arange(1, slots + 1, device=run.device)[:, None], best
+    return ((best > 0) & (best != previous)).cumsum(-1) * (best > 0)
+
+
+def in_long_row(best: torch.Tensor, run: torch.Tensor) -> torch.Tensor:
+    """(B, S) bool, true in the runs of a unit that `MOST_IN_A_ROW` runs before have, too."""
+    units = torch.zeros(len(run), MOST_IN_A_ROW + run.shape[1] + 1, dtype=best.dtype, device=best.device)
+    units = units.scatter(1, run + MOST_IN_A_ROW, best)  # by number of the run; blanks all write 0
+    same = [units.gather(1, run + MOST_IN_A_ROW - back) == best for back in range(1, MOST_IN_A_ROW + 1)]
+    return torch.stack(same).all(0) & (best > 0)
 
 
 def describe_segments(

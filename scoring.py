@@ -14,6 +14,9 @@ from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
 
 BOOTSTRAP_SAMPLES = 1000
 FILE_COLUMNS = {"file", "id", "path", "utt", "audio"}
+# A speech LLM that loses its place says a word or phrase over and over; Mandarin itself says a character twice (看看) or a
+# pair twice (好的好的), so three times is the first number that tells.
+LONGEST_STRETCH, FEWEST_TIMES = 4, 3
 
 
 @dataclass
@@ -25,6 +28,10 @@ class Score:
         low, high: 95 % interval of the CER, by bootstrap over utterances.
         homophones: Share of all errors that are substitutions by a character of the same syllable (tone apart): right
             sound, wrong character, which is what P2C pre-training is about.
+        wrong_syllables, wrong_tones, wrong_characters: The substitutions by what is wrong first: the syllable; the tone
+            of the right syllable; the character alone, read alike.
+        repetitions: Share of utterances that say a stretch of 1 to 4 characters three times in a row or more, and more
+            often than the reference does.
     """
 
     cer: float
@@ -34,6 +41,10 @@ class Score:
     deletions: int
     insertions: int
     homophones: float
+    wrong_syllables: int
+    wrong_tones: int
+    wrong_characters: int
+    repetitions: float
     characters: int
     utterances: int
 
@@ -50,6 +61,7 @@ class Score:
             "deletions": self.deletions,
             "insertions": self.insertions,
             "homophones": f"{self.homophones:.1%} of the errors",
+            "repetitions": f"{self.repetitions:.1%} of the utterances",
             "characters": self.characters,
             "utterances": self.utterances,
         }
@@ -73,6 +85,7 @@ def score(references: list[str], hypotheses: list[str]) -> Score:
     lengths = np.array([len(text) for text in said])
     low, high = _interval(errors.sum(1), lengths)
     total = substitutions + deletions + insertions
+    syllables, tones, characters = np.sum(list(map(_substitutions, alignments, said, wrote)), axis=0).tolist()
     return Score(
         cer=float(total / lengths.sum()),
         low=low,
@@ -80,7 +93,11 @@ def score(references: list[str], hypotheses: list[str]) -> Score:
         substitutions=substitutions,
         deletions=deletions,
         insertions=insertions,
-        homophones=sum(map(_homophones, alignments, said, wrote)) / max(total, 1),
+        homophones=(tones + characters) / max(total, 1),
+        wrong_syllables=syllables,
+        wrong_tones=tones,
+        wrong_characters=characters,
+        repetitions=float(np.mean(list(map(_repeats, said, wrote)))),
         characters=int(lengths.sum()),
         utterances=len(said),
     )
@@ -159,8 +176,8 @@ def _count(alignment: list) -> tuple[int, int, int]:
     return sizes["substitute"], sizes["delete"], sizes["insert"]
 
 
-def _homophones(alignment: list, said: str, wrote: str) -> int:
-    """Substituted characters that have a reading in common, tone apart."""
+def _substitutions(alignment: list, said: str, wrote: str) -> tuple[int, int, int]:
+    """Substituted characters by what is wrong: the syllable, its tone, or the character alone."""
     pairs = [
         pair
         for chunk in alignment
@@ -169,14 +186,41 @@ def _homophones(alignment: list, said: str, wrote: str) -> int:
             said[chunk.ref_start_idx : chunk.ref_end_idx], wrote[chunk.hyp_start_idx : chunk.hyp_end_idx], strict=True
         )
     ]
-    return sum(bool(_sounds(a) & _sounds(b)) for a, b in pairs)
+    read_alike = sum(bool(_readings(a) & _readings(b)) for a, b in pairs)
+    same_syllable = sum(bool(_sounds(a) & _sounds(b)) for a, b in pairs)
+    return len(pairs) - same_syllable, same_syllable - read_alike, read_alike
+
+
+def _repeats(said: str, wrote: str) -> bool:
+    """Whether a stretch is written at least `FEWEST_TIMES` in a row, and more often than it is said."""
+    spoken = _most_in_a_row(said)
+    return any(
+        times >= FEWEST_TIMES and times > spoken.get(stretch, 0) for stretch, times in _most_in_a_row(wrote).items()
+    )
+
+
+def _most_in_a_row(text: str) -> dict[str, int]:
+    """Each stretch of up to `LONGEST_STRETCH` characters -> the most times that it follows itself, itself counted."""
+    most: dict[str, int] = {}
+    for size in range(1, LONGEST_STRETCH + 1):
+        for start in range(len(text) - size + 1):
+            stretch, times = text[start : start + size], 1
+            while text.startswith(stretch, start + times * size):
+                times += 1
+            most[stretch] = max(times, most.get(stretch, 0))
+    return most
 
 
 @cache
-def _sounds(character: str) -> frozenset[str]:
-    """The syllables without tone that a character can be read as."""
+def _readings(character: str) -> frozenset[str]:
+    """The syllables with tone that a character can be read as."""
     units = _units()
-    return frozenset(units.units[i][:-1] for i in units.readings.get(character, ()))
+    return frozenset(units.units[i] for i in units.readings.get(character, ()))
+
+
+def _sounds(character: str) -> frozenset[str]:
+    """The same without tone."""
+    return frozenset(unit[:-1] for unit in _readings(character))
 
 
 @cache

@@ -6,8 +6,7 @@ python train_asr.py --model p2c --manifests train.tsv --output_dir asr
 """
 
 import sys
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -25,6 +24,9 @@ class DataArguments:
     )
     lowest_layers: int = field(default=5, metadata={"help": "LLM layers that learn (the paper: 5); 0 for none."})
     mask_time: float = field(default=0.0, metadata={"help": "Share of a clip's frames that is hidden, in short spans."})
+    replay_texts: list[str] = field(
+        default_factory=list, metadata={"help": "Text of stage 1; each batch of speech has as many sentences of it."}
+    )
 
 
 def read_speech(manifests: list[str], units):
@@ -44,21 +46,29 @@ def read_speech(manifests: list[str], units):
     return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "without_text": len(rows) - len(kept)}
 
 
-def read_features(arguments: DataArguments, model, processor, most: int | None = None):
-    """The encoder's output for all that is learned from (`most` clips of each kind), and the counts for the record."""
-    from datasets import concatenate_datasets
+def groups_of(arguments: DataArguments) -> dict[str, tuple[list[str], list[float]]]:
+    """Manifests and speeds of each kind of speech.
 
-    from pinyin_llm.corpora.features import cache_features
-
+    Raises:
+        ValueError: Words where text is to be learned.
+    """
     if arguments.learn == "text" and arguments.word_manifests:
         raise ValueError("Words recorded alone teach pinyin: expected no word_manifests beside learn text. Drop them.")
     groups = {"sentences": (arguments.manifests, arguments.speeds)}
     if arguments.word_manifests:
         groups["words"] = (arguments.word_manifests, [1.0])
+    return groups
+
+
+def read_features(arguments: DataArguments, model, processor):
+    """The encoder's output for all that is learned from, and the counts for the record."""
+    from datasets import concatenate_datasets
+
+    from pinyin_llm.corpora.features import cache_features
+
     parts, counts = [], {}
-    for name, (manifests, speeds) in groups.items():
+    for name, (manifests, speeds) in groups_of(arguments).items():
         clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
-        clips = clips.select(range(min(most or len(clips), len(clips))))
         rows, dropped = cache_features(clips, model, processor, arguments.cache_features, speeds)
         counts[name] |= dropped
         parts.append(rows)
@@ -67,10 +77,14 @@ def read_features(arguments: DataArguments, model, processor, most: int | None =
 
 
 class SpeechCollator:
-    """Rows with cached encoder outputs -> audio_hidden_states, pinyin labels for a bridge, prompts with their answers."""
+    """Rows with cached encoder outputs -> audio_hidden_states, pinyin labels for a bridge, prompts with their answers.
 
-    def __init__(self, processor, config, learn: str, mask_time: float = 0.0):
+    With `replay` ([`Replay`]) a batch also has as many rows of stage 1.
+    """
+
+    def __init__(self, processor, config, learn: str, mask_time: float = 0.0, replay=None):
         self.processor, self.learn, self.mask_time, self.epoch = processor, learn, mask_time, 0
+        self.replay = replay
         self.width, self.has_bridge = config.audio_config.d_model, config.projector_type == "pinyin_bridge"
 
     def __call__(self, rows: list[dict]):
@@ -93,6 +107,8 @@ class SpeechCollator:
             counts = num_audio_slots(mel_frames, self.processor.projector_stride).tolist()
             texts = [row["characters"] for row in rows]
             batch |= self.processor.make_prompts(self.processor.audio_token_id, counts, texts)
+        if self.replay:
+            batch["replay"] = self.replay(rows, self.epoch)
         return batch
 
     def _mask(self, hidden, clip: str):
@@ -103,6 +119,26 @@ class SpeechCollator:
         for start, length in zip(random.integers(len(hidden), size=spans), random.integers(1, 11, spans), strict=True):
             hidden[start : start + length] = 0
         return hidden
+
+
+class Replay:
+    """Sentences of stage 1 for a batch of speech, so that what the model can do with pinyin is not unlearned."""
+
+    def __init__(self, texts: list[str], processor):
+        from pinyin_llm.noise import NoiseArguments, PinyinNoise
+        from pinyin_llm.train_p2c import DataArguments as TextArguments
+        from pinyin_llm.train_p2c import PairCollator, read_pairs
+
+        units = processor.pinyin_tokenizer
+        self.pairs, self.counts = read_pairs(TextArguments(texts), units)
+        self.collate = PairCollator(processor, PinyinNoise(NoiseArguments(), units))
+
+    def __call__(self, rows: list[dict], epoch: int) -> dict:
+        """As many pairs as there are `rows`, drawn by the clips: a resumed run draws the same."""
+        from pinyin_llm.noise import generator_of
+
+        drawn = generator_of(epoch, rows[0]["id"]).integers(len(self.pairs), size=len(rows))
+        return self.collate([self.pairs[int(number)] for number in drawn])
 
 
 def write_evaluation(model, processor, arguments: DataArguments, rows: int):
@@ -135,16 +171,49 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
     return write
 
 
-def show(arguments: DataArguments, model, processor) -> None:
-    """Print the counts and two rows; only those two are encoded, and nothing is kept."""
-    from tempfile import TemporaryDirectory
+def choose_trainable(model, model_arguments, arguments: DataArguments):
+    """The projector, and the lowest layers where text is learned."""
+    from pinyin_llm.training import set_trainable
 
+    layers = list(range(arguments.lowest_layers)) if arguments.learn == "text" else []
+    model = set_trainable(model, model_arguments, ["multi_modal_projector"], layers or None)
+    if arguments.learn == "pinyin":
+        model.multi_modal_projector.residual.requires_grad_(False)  # CTC alone gives it no gradient
+    return model
+
+
+def unheard(clip: dict, width: int) -> dict:
+    """A clip with zeros for its encoder's output: as long as its manifest says (1 s where it does not say)."""
+    import numpy as np
+
+    from pinyin_llm.configuration_pinyin_llm import num_encoder_frames
+
+    frames = round(100 * (clip["seconds"] or 1))
+    return clip | {"mel_frames": frames, "hidden": np.zeros(num_encoder_frames(frames) * width, np.float16)}
+
+
+def show(config, processor, model_arguments, arguments: DataArguments, settings) -> None:
+    """Print the counts, the estimate by clips of median and of greatest length, and two rows; nothing is encoded."""
+    from pinyin_llm.estimate import Row, build_on_meta, estimate
     from pinyin_llm.training import show_rows
 
-    with TemporaryDirectory() as folder:
-        rows, counts = read_features(replace(arguments, cache_features=folder), model, processor, most=2)
-        collator = SpeechCollator(processor, model.config, arguments.learn)
-        print(counts, show_rows(collator(list(islice(rows, 2))), processor), sep="\n")
+    model = choose_trainable(build_on_meta(config), model_arguments, arguments)
+    collator, counts, rows = SpeechCollator(processor, config, arguments.learn), {}, []
+    examples, seconds = 0, 0.0
+    for name, (manifests, speeds) in groups_of(arguments).items():
+        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
+        rows += list(clips)
+        examples += len(clips) * len(speeds)
+        seconds += sum(clips["seconds"]) * sum(1 / speed for speed in speeds)
+    batches = [collator([unheard(row, config.audio_config.d_model)]) for row in rows[:2]]
+    rows.sort(key=lambda clip: clip["seconds"])
+    typical, longest = (
+        Row.of(collator([unheard(row, config.audio_config.d_model)])) for row in (rows[len(rows) // 2], rows[-1])
+    )
+    together = 2 if arguments.replay_texts else 1
+    sizes = (typical, longest)
+    print(counts, estimate(model, config, model_arguments, settings, sizes, examples, seconds, together), sep="\n")
+    print(*(show_rows(batch, processor) for batch in batches), sep="\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,18 +229,18 @@ def main(argv: list[str] | None = None) -> int:
 
     set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 
-    model, processor = training.load_model(model_arguments)
     if model_arguments.dry_run:
-        show(data_arguments, model, processor)
+        show(*training.load_config(model_arguments), model_arguments, data_arguments, training_arguments)
         return 0
 
-    rows, counts = read_features(data_arguments, model, processor)
-    collator = SpeechCollator(processor, model.config, data_arguments.learn, data_arguments.mask_time)
+    model, processor = training.load_model(model_arguments)
+    with training_arguments.main_process_first(desc="encoding"):  # the others find it on disk
+        rows, counts = read_features(data_arguments, model, processor)
+    replay = Replay(data_arguments.replay_texts, processor) if data_arguments.replay_texts else None
+    counts |= {"replay": replay.counts} if replay else {}
+    collator = SpeechCollator(processor, model.config, data_arguments.learn, data_arguments.mask_time, replay)
     write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
-    layers = list(range(data_arguments.lowest_layers)) if data_arguments.learn == "text" else []
-    model = training.set_trainable(model, model_arguments, ["multi_modal_projector"], layers or None)
-    if data_arguments.learn == "pinyin":
-        model.multi_modal_projector.residual.requires_grad_(False)  # CTC alone gives it no gradient
+    model = choose_trainable(model, model_arguments, data_arguments)
     training.learn(model, processor, arguments, rows, collator, write, counts)
     return 0
 

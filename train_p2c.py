@@ -101,6 +101,27 @@ def write_evaluation(model, processor, files: list[str], rows: int):
     return write
 
 
+def choose_trainable(model, arguments):
+    """The pinyin table and every layer of the language model."""
+    from pinyin_llm.training import set_trainable
+
+    layers = list(range(model.config.text_config.num_hidden_layers))
+    return set_trainable(model, arguments, ["pinyin_embeddings"], layers)
+
+
+def show(config, processor, pairs, collator, model_arguments, settings) -> None:
+    """Print two rows, and the estimate by rows of median and of greatest length."""
+    from pinyin_llm.estimate import Row, build_on_meta, estimate
+    from pinyin_llm.training import show_rows
+
+    model = choose_trainable(build_on_meta(config), model_arguments)
+    lengths = pairs["length"][:]
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    typical, longest = (Row.of(collator([pairs[number]])) for number in (order[len(order) // 2], order[-1]))
+    print(estimate(model, config, model_arguments, settings, (typical, longest), len(pairs)))
+    print(show_rows(collator(list(islice(pairs, 2))), processor))
+
+
 def main(argv: list[str] | None = None) -> int:
     from pinyin_llm.arguments import ModelArguments, parse_arguments
     from pinyin_llm.noise import NoiseArguments, PinyinNoise
@@ -115,16 +136,17 @@ def main(argv: list[str] | None = None) -> int:
 
     set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 
-    model, processor = training.load_model(model_arguments)
+    config, processor = training.load_config(model_arguments)
     pairs, counts = read_pairs(data_arguments, processor.pinyin_tokenizer)
     collator = PairCollator(processor, PinyinNoise(noise_arguments, processor.pinyin_tokenizer))
     if model_arguments.dry_run:
-        print(counts, training.show_rows(collator(list(islice(pairs, 2))), processor), sep="\n")
+        print(counts)
+        show(config, processor, pairs, collator, model_arguments, training_arguments)
         return 0
 
+    model, processor = training.load_model(model_arguments)
     write = write_evaluation(model, processor, data_arguments.eval_texts, model_arguments.eval_rows)
-    every_layer = list(range(model.config.text_config.num_hidden_layers))
-    model = training.set_trainable(model, model_arguments, ["pinyin_embeddings"], every_layer)
+    model = choose_trainable(model, model_arguments)
     training.learn(model, processor, arguments, pairs, collator, write, counts)
     return 0
 

@@ -21,20 +21,26 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcessor  # also tells the Auto classes
 from pinyin_llm.arguments import ModelArguments
+from pinyin_llm.delta_pinyin_llm import save_delta
 from pinyin_llm.optimizer import build_optimizer
 
 
 # What makes a run: it may not change while the run goes on. Of a stage's own arguments, all but these:
 FREE_TO_CHANGE = {"dry_run", "eval_rows", "eval_texts", "eval_manifests", "num_proc", "cache_features", "attention"}
+FREE_TO_CHANGE |= {"devices", "device_tflops", "save"}
 # and of transformers' these alone:
 FIXED_IN_TRAINING = ("learning_rate", "lr_scheduler_type", "weight_decay", "seed")
 
 
-def load_model(arguments: ModelArguments) -> tuple[PinyinLlamaForASR, PinyinLlamaProcessor]:
-    """A PinyinLLM folder, or a new model on a Whisper encoder and a causal LM."""
+def load_config(arguments: ModelArguments) -> tuple[PinyinLlamaConfig, PinyinLlamaProcessor]:
+    """All of the model but its weights: from a PinyinLLM folder, or from a Whisper encoder and a causal LM."""
     if arguments.model:
-        model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=torch.float32)
-        return model, PinyinLlamaProcessor.from_pretrained(arguments.model)
+        config = PinyinLlamaConfig.from_pretrained(arguments.model)
+        processor = PinyinLlamaProcessor.from_pretrained(arguments.model)
+        if arguments.new_projector:
+            set_projector(config, arguments)
+            processor.projector_stride = arguments.projector_stride
+        return config, processor
     processor = PinyinLlamaProcessor(
         AutoFeatureExtractor.from_pretrained(arguments.audio_tower),
         AutoTokenizer.from_pretrained(arguments.language_model),
@@ -53,7 +59,34 @@ def load_model(arguments: ModelArguments) -> tuple[PinyinLlamaForASR, PinyinLlam
         bridge_hidden_size=arguments.bridge_hidden_size,
         bridge_num_layers=arguments.bridge_num_layers,
     )
-    return PinyinLlamaForASR.from_base_models(config, arguments.audio_tower, arguments.language_model), processor
+    return config, processor
+
+
+def set_projector(config: PinyinLlamaConfig, arguments: ModelArguments) -> None:
+    """Another projector than the checkpoint has: one model of stage 1 serves any kind of it."""
+    for name in ("type", "stride", "pooling"):
+        setattr(config, f"projector_{name}", getattr(arguments, f"projector_{name}"))
+    config.bridge_hidden_size, config.bridge_num_layers = arguments.bridge_hidden_size, arguments.bridge_num_layers
+
+
+def load_model(arguments: ModelArguments) -> tuple[PinyinLlamaForASR, PinyinLlamaProcessor]:
+    """The model that `load_config` describes, in float32, with its weights; what the checkpoint lacks is untrained."""
+    config, processor = load_config(arguments)
+    if not arguments.model:
+        model = PinyinLlamaForASR.from_base_models(config, arguments.audio_tower, arguments.language_model)
+        return model.float(), processor  # LLaMA2 comes in float16
+    model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=torch.float32)
+    if arguments.save == "delta" and model.delta is None:
+        raise ValueError(f"{arguments.model} is whole, a delta needs its two parts. Start from those, or --save whole.")
+    return put_in_projector(model, config) if arguments.new_projector else model, processor
+
+
+def put_in_projector(model: PinyinLlamaForASR, config: PinyinLlamaConfig) -> PinyinLlamaForASR:
+    """The model with an untrained projector, as `config` describes it."""
+    renewed = PinyinLlamaForASR(config)
+    for name in ("audio_tower", "pinyin_embeddings", "language_model", "delta", "adapters"):
+        setattr(renewed, name, getattr(model, name))
+    return renewed
 
 
 def set_trainable(model: PinyinLlamaForASR, arguments: ModelArguments, parts: list[str], layers: list[int] | None):
@@ -69,10 +102,12 @@ def set_trainable(model: PinyinLlamaForASR, arguments: ModelArguments, parts: li
     model.requires_grad_(False)
     for part in parts:
         model.get_submodule(part).requires_grad_(True)
-    if layers is None:
-        return model
-    if not arguments.lora:
+    if layers is not None and not arguments.lora:
         model.language_model.requires_grad_(True)
+    for parameter in model.parameters():
+        if arguments.frozen_bf16 and not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if layers is None or not arguments.lora:
         return model
     from peft import LoraConfig, get_peft_model
 
@@ -90,9 +125,13 @@ class ShuffledLengthSampler(LengthGroupedSampler):
     transformers' sampler goes from long to short every 50 batches; the loss swings with it (1.7 to 4.9 in P2C).
     """
 
+    def __init__(self, *args, seed: int, **kwargs):
+        super().__init__(*args, **kwargs, generator=torch.Generator())
+        self.seed = seed
+
     def set_epoch(self, epoch: int) -> None:
-        """The order depends on the epoch alone, so that a resumed run goes on in it."""
-        self.generator.manual_seed(epoch)
+        """The order depends on seed and epoch alone, so that a resumed run goes on in it."""
+        self.generator.manual_seed(10_000 * self.seed + epoch)
 
     def __iter__(self):
         indices = list(super().__iter__())
@@ -131,12 +170,18 @@ class PinyinTrainer(Trainer):
             return super()._get_train_sampler(train_dataset)
         lengths = list(self.train_dataset[self.args.length_column_name])  # the lazy column is read once a comparison
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return ShuffledLengthSampler(size, lengths=lengths, generator=torch.Generator())
+        return ShuffledLengthSampler(size, lengths=lengths, seed=self.args.seed)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.model_arguments.optimizer == "muon":
             self.optimizer = build_optimizer(self.model, self.args.learning_rate, self.args.weight_decay)
         return super().create_optimizer(model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of the batch, and that of the rows of stage 1 which it may bring along, each a mean over its own."""
+        replay = inputs.pop("replay", None)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return loss if replay is None else loss + super().compute_loss(model, replay)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         self.model.eval()
@@ -151,7 +196,7 @@ class PinyinTrainer(Trainer):
 
 
 def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collator, write, counts: dict) -> None:
-    """Train, or go on where a run was interrupted; then write out the evaluation, the whole model and the record.
+    """Train, or go on where a run was interrupted; then write out the evaluation, the model and the record.
 
     Args:
         arguments: The ModelArguments first, the TrainingArguments last.
@@ -175,7 +220,7 @@ def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collato
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
-    save_whole(model, processor, output_dir)
+    save_model(model, processor, output_dir, arguments[0].save)
     write_record(output_dir, arguments, counts, metrics)
 
 
@@ -249,9 +294,11 @@ def _plain(arguments) -> dict:
     return arguments.to_sanitized_dict() if hasattr(arguments, "to_sanitized_dict") else asdict(arguments)
 
 
-def save_whole(model, processor: PinyinLlamaProcessor, output_dir: str) -> None:
-    """Weights with the LoRA merged in, configuration and processor in one folder."""
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    model.save_pretrained(output_dir)
+def save_model(model, processor: PinyinLlamaProcessor, output_dir: str, kind: str = "whole") -> None:
+    """Weights, configuration and processor in one folder: "whole" with the LoRA merged in, or the "delta" alone."""
+    if kind == "delta":
+        save_delta(model, output_dir)
+    else:
+        model = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+        model.save_pretrained(output_dir)
     processor.save_pretrained(output_dir)

@@ -18,8 +18,11 @@ from tqdm import tqdm
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.generation_pinyin_llm import hear_pinyin, transcribe_clips
-from pinyin_llm.scoring import score, score_syllables
+from pinyin_llm.scoring import Score, score, score_syllables
 from pinyin_llm.transcription import MINI_MODEL, load_model
+
+
+KINDS = ["wrong syllable", "tone", "character alone", "lost", "inserted", "clips with a repetition %"]
 
 
 def whisper_transcriber(folder: str):
@@ -47,8 +50,8 @@ def read_set(manifest: str, rows: int | None) -> tuple[str, list[str], list]:
     return manifest, table["text"], [load_waveform(path) for path in tqdm(table["audio"], desc=manifest)]
 
 
-def measure(manifest: str, said: list[str], clips: list, transcribe, whisper, arguments) -> list[list[str]]:
-    """The two lines of one test set."""
+def measure(manifest: str, said: list[str], clips: list, transcribe, whisper, arguments) -> list[tuple[list, list]]:
+    """The lines of both systems on one test set: one of rates and times, one of kinds of error."""
     speech = sum(map(len, clips)) / 16000
     lines, times = [], []
     for name, system in (("PinyinLLM mini", transcribe), ("Whisper-base", whisper)):
@@ -64,8 +67,15 @@ def measure(manifest: str, said: list[str], clips: list, transcribe, whisper, ar
             s.insertions,
         ]
         share = f"{100 * s.homophones:.0f} %"
-        lines.append([manifest, name, *cells, share, f"{times[-1] / speech:.3f}", f"{times[-1] / times[0]:.2f}"])
+        rates = [manifest, name, *cells, share, f"{times[-1] / speech:.3f}", f"{times[-1] / times[0]:.2f}"]
+        lines.append((rates, [manifest, name, *kinds_of_error(s)]))
     return lines
+
+
+def kinds_of_error(s: Score) -> list[str]:
+    """Cells under `KINDS`: each kind in % of the reference characters, repetitions in % of the utterances."""
+    counts = (s.wrong_syllables, s.wrong_tones, s.wrong_characters, s.deletions, s.insertions)
+    return [*(f"{100 * count / s.characters:.1f}" for count in counts), f"{100 * s.repetitions:.1f}"]
 
 
 # of the memory map alone: getrusage would count what the parent held when it forked
@@ -104,7 +114,9 @@ def main() -> None:
     sets = [read_set(manifest, arguments.rows) for manifest in arguments.manifests]
     lines = [line for one in sets for line in measure(*one, transcribe, whisper, arguments)]
     headers = ["set", "system", "CER % (95 %)", "S", "D", "I", "homophones", "RTF", "time / ours"]
-    print(tabulate(lines, headers=headers, tablefmt="github"))
+    print(tabulate([rates for rates, _ in lines], headers=headers, tablefmt="github"))
+    print(f"\nKinds of error in % of the reference characters, beam {arguments.num_beams}:\n")
+    print(tabulate([kinds for _, kinds in lines], headers=["set", "system", *KINDS], tablefmt="github"))
     if model.config.projector_type == "pinyin_bridge":
         print_syllables(sets, model, processor)
     files = [path for manifest in arguments.manifests for path in read_manifest(manifest)["audio"][:8]]

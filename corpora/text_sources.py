@@ -241,6 +241,7 @@ class TextSourcesArguments:
 
     parts: str = field(metadata={"help": "folder of the packages; missing ones are fetched into it"})
     output: str = field(metadata={"help": "folder for the text files, one a source"})
+    sources: list[str] | None = field(default=None, metadata={"help": "names of some; all when left out"})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -250,7 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     (arguments,) = HfArgumentParser(TextSourcesArguments).parse_args_into_dataclasses(argv)
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    for source in SOURCES:
+    known = {source.__name__: source for source in SOURCES}
+    for source in map(known.__getitem__, arguments.sources or known):
         characters = write_source(source, Path(arguments.parts), output)
         print(f"{source.__name__}\t{characters}", flush=True)
     return 0

@@ -26,6 +26,13 @@ def test_run_of_frames_with_one_unit_fills_one_slot(log_probs):
     assert best[:, 8:].eq(0).all()
 
 
+def test_unit_heard_over_and_over_fills_three_slots():
+    best = torch.tensor([[5, 0, 5, 0, 5, 5, 0, 5, 0, 5, 7, 7, 5, 0, 5, 0, 0, 9]])
+    members, _ = segment((F.one_hot(best, 12) * 0.9 + 0.1 / 12).log(), torch.tensor([18]), slots=9)
+    starts = [run.nonzero().flatten().tolist()[:1] for run in members[0]]
+    assert starts == [[0], [2], [4], [10], [12], [14], [17], [], []]
+
+
 def test_units_times_and_confidence_of_the_segments(log_probs):
     members, best = segment(log_probs, FRAMES, slots=4)
     units = torch.zeros(3, 4, 11)

@@ -4,7 +4,11 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from pinyin_llm.heard_pinyin import align, quantize
 from pinyin_llm.noise import NoiseArguments, PinyinNoise
 from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
 
@@ -24,7 +28,7 @@ def test_without_rates_nothing_changes():
 
 
 def test_same_seed_gives_the_same_noise():
-    rates = {field.name: 0.2 for field in fields(NoiseArguments)}
+    rates = {field.name: 0.2 for field in fields(NoiseArguments) if "heard" not in field.name}
     assert corrupt(seed=1, **rates) == corrupt(seed=1, **rates)
     assert corrupt(seed=1, **rates) != corrupt(seed=2, **rates)
 
@@ -58,3 +62,27 @@ def test_blend_keeps_the_unit_said_and_adds_a_near_one():
 def test_row_never_becomes_empty():
     assert all(corrupt(drop=1.0))
     assert PinyinNoise(NoiseArguments(drop=1.0), UNITS)([], np.random.default_rng(0)) == []
+
+
+def test_heard_rows_are_slots_that_a_bridge_heard(tmp_path):
+    (tmp_path / "heard.json").write_text('{"5": [[[5, 5, 6]], [], [[5], [7]]]}')
+    noise = PinyinNoise(NoiseArguments(heard_rows=1.0, heard_pinyin=str(tmp_path / "heard.json")), UNITS)
+    slots = noise([5] * 60 + [8], np.random.default_rng(0))
+    assert slots[-1] == (8,)  # never heard: as it is
+    assert set(slots[:-1]) == {(5, 5, 6), (5,), (7,)}
+    assert slots.count((5,)) == slots.count((7,))
+    assert noise([5], np.random.default_rng(1))  # also where it was missed
+
+
+@given(st.lists(st.integers(0, 6), min_size=1), st.lists(st.integers(0, 6)))
+def test_each_slot_heard_goes_with_one_unit_said(said, heard):
+    aligned = align(said, [(unit,) for unit in heard])
+    assert [unit for unit, _ in aligned] == said
+    assert [slot[0] for _, slots in aligned for slot in slots] == heard
+
+
+def test_slot_is_written_as_ids_whose_mean_it_is():
+    shares = torch.zeros(1417)
+    shares[[12, 40, 41]] = torch.tensor([0.74, 0.14, 0.12])
+    assert quantize(shares) == (12,) * 6 + (40, 41)
+    assert len(quantize(torch.full((1417,), 1 / 1417))) == 1

@@ -17,6 +17,14 @@ SAID = SENTENCES[:4]  # in the clips of `parts`
 STEPS = {"max_steps": 1, "use_cpu": True, "remove_unused_columns": False, "eval_strategy": "no", "save_strategy": "no"}
 
 
+def result(tests: dict) -> dict:
+    """What `run_row` gives."""
+    return {"learning rate": 0.01, "tests": tests}
+
+
+OTHER = {"model": {"projector_type": "pinyin_bridge", "projector_stride": 4}}
+
+
 @pytest.fixture
 def recipe(parts, tmp_path) -> dict:
     """A table of two rows on tiny parts."""
@@ -33,7 +41,7 @@ def recipe(parts, tmp_path) -> dict:
         },
         "seeds": [0],
         "base": {"p2c": STEPS | {"lora": 2}, "asr": asr},
-        "sections": {"paper": {"no P2C": {"text": 0}, "2x": {"text": 2}}},
+        "sections": {"paper": {"no P2C": {"text": 0}, "2x": {"text": 2}, "other": {"text": 2, "replay": True} | OTHER}},
     }
 
 
@@ -43,23 +51,23 @@ def test_table_is_made_and_made_once(recipe, tmp_path):
     command = ["--recipe", str(path), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert paper_table.main(command) == 0
     runs = {folder.name: folder.stat().st_mtime for folder in (tmp_path / "work" / "runs").glob("*-*/")}
-    assert sorted(name.split("-")[0] for name in runs) == ["asr", "asr", "p2c"]
+    assert sorted(name.split("-")[0] for name in runs) == ["asr", "asr", "asr", "p2c"]
     with (tmp_path / "results" / "table.csv").open(encoding="utf-8") as lines:
-        assert [line["row"] for line in csv.DictReader(lines)] == ["no P2C", "2x"]
+        assert [line["row"] for line in csv.DictReader(lines)] == ["no P2C", "2x", "other"]
     assert (tmp_path / "results" / "cer_by_text.png").stat().st_size > 1000
     assert paper_table.main(command) == 0
     assert runs == {folder.name: folder.stat().st_mtime for folder in (tmp_path / "work" / "runs").glob("*-*/")}
 
 
-def test_quick_form_does_without_what_it_sets_to_null(recipe, tmp_path, monkeypatch):
+def test_quick_form_runs_the_sections_it_names(recipe, tmp_path, monkeypatch):
     recipe["sections"]["tones"] = {"with": {"text": 1}}
-    recipe["quick"] = {"sections": {"tones": None}}
+    recipe["quick"] = {"only": ["paper"]}
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    monkeypatch.setattr(paper_table, "run_row", lambda *_: {"tones": [[("好", "好")]]})
+    monkeypatch.setattr(paper_table, "run_row", lambda *_: result({"tones": [[("好", "好")]]}))
     folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert paper_table.main(["--recipe", str(tmp_path / "table.yaml"), *folders, "--quick"]) == 0
     with (tmp_path / "results" / "table.csv").open(encoding="utf-8") as lines:
-        assert [line["section"] for line in csv.DictReader(lines)] == ["paper", "paper"]
+        assert [line["section"] for line in csv.DictReader(lines)] == ["paper"] * 3
 
 
 def test_rows_share_stages_and_smaller_texts_are_in_larger(recipe, tmp_path):
@@ -72,11 +80,14 @@ def test_rows_share_stages_and_smaller_texts_are_in_larger(recipe, tmp_path):
     assert clips[0] == clips[1][:2]
     with pytest.raises(ValueError, match="for 100x, found"):
         data.text(100)
-    base = recipe["base"]
-    assert [name for name, _ in paper_table.stages_of(base, {"text": 0}, data, 0)] == ["asr"]
-    changed = paper_table.stages_of(base, {"text": 2, "asr": {"lora": 4}}, data, 0)
-    assert changed[0] == paper_table.stages_of(base, {"text": 2}, data, 0)[0]
-    assert changed[1][1]["lora"] == 4
+    assert [name for name, _ in paper_table.stages_of(recipe, {"text": 0}, data, 0)] == ["asr"]
+    plain, changed = (
+        paper_table.stages_of(recipe, {"text": 2} | row, data, 0)
+        for row in ({}, {"asr": {"lora": 4}, "model": {"projector_stride": 3}, "replay": True})
+    )
+    assert changed[0] == plain[0]
+    differs = {name for name in changed[1][1] if changed[1][1][name] != plain[1][1].get(name)}
+    assert differs == {"lora", "projector_stride", "new_projector", "replay_texts"}
 
 
 def test_speech_travels_in_parquet(recipe, tmp_path):
@@ -89,15 +100,15 @@ def test_speech_travels_in_parquet(recipe, tmp_path):
 
 
 def test_failed_stage_shows_its_log(recipe, tmp_path):
-    stage = ("p2c", {"texts": ["nowhere.txt"]} | STEPS)
+    stage = ("p2c", {"texts": ["nowhere.txt"]} | STEPS | recipe["model"])
     with pytest.raises(RuntimeError, match="nowhere.txt"):
-        paper_table.run_stages([stage], recipe["model"], tmp_path)
+        paper_table.Runner(tmp_path).run_stages([stage])
 
 
 def test_gain_is_relative_to_the_first_row():
     rows = {
-        "no P2C": {"a": [[("一二三四", "一二五六")]]},
-        "10x": {"a": [[("一二三四", "一二三六")], [("一二三四", "一二三四")]]},
+        "no P2C": result({"a": [[("一二三四", "一二五六")]]}),
+        "10x": result({"a": [[("一二三四", "一二三六")], [("一二三四", "一二三四")]]}),
     }
     first, second = summarize("paper", rows)
     assert (first["CER %"], second["CER %"]) == ("50.0", "12.5")

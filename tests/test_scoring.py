@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pinyin_llm.scoring import score, score_syllables
 from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
@@ -41,6 +43,51 @@ def test_homophones_are_a_share_of_all_errors():
     found = score(["他在是天好"], ["她再时地"])
     assert (found.substitutions, found.deletions) == (4, 1)
     assert found.homophones == pytest.approx(3 / 5)
+
+
+def test_substitutions_by_what_is_wrong():
+    """他/她 are read alike, 是/时 differ in the tone, 天/地 in the syllable; 长 may be read like 常 or like 涨."""
+    found = score(["他是天长长"], ["她时地常涨"])
+    assert (found.wrong_syllables, found.wrong_tones, found.wrong_characters) == (1, 1, 3)
+
+
+TEXTS = st.lists(st.text("他她是时天地长好", max_size=8), min_size=1, max_size=5)
+
+
+@given(TEXTS.filter(any), st.data())
+def test_kinds_of_error_add_up(said, data):
+    wrote = data.draw(st.lists(st.text("他她是时天地长好", max_size=8), min_size=len(said), max_size=len(said)))
+    found = score(said, wrote)
+    assert found.wrong_syllables + found.wrong_tones + found.wrong_characters == found.substitutions
+    total = found.substitutions + found.deletions + found.insertions
+    assert found.homophones * total == pytest.approx(found.wrong_tones + found.wrong_characters)
+    assert min(found.wrong_syllables, found.wrong_tones, found.wrong_characters) >= 0
+
+
+@given(
+    st.permutations("中国人民"), st.integers(1, 4), st.integers(0, 6), st.integers(0, 6), st.text("天地", max_size=2)
+)
+def test_stretch_repeats_from_the_third_time_unless_it_is_said_as_often(characters, size, spoken, written, around):
+    stretch = "".join(characters[:size])
+    said, wrote = (f"好{around}{stretch * times}好" for times in (spoken, written))
+    assert score([said], [wrote]).repetitions == float(written >= 3 and written > spoken)
+
+
+@pytest.mark.parametrize(
+    ("said", "wrote", "repeats"),
+    [
+        ("看看书", "看看看书", True),
+        ("哈哈哈", "哈哈哈", False),
+        ("哈哈哈哈", "哈哈哈", False),
+        ("好的", "好的好的", False),
+        ("我们去上海吧", "去上海吧去上海吧去上海吧", True),
+        ("今天去北京", "今天去北京" * 3, False),  # five characters: a sentence said again, not a stretch
+        ("", "嗯嗯嗯", True),
+        ("啊", "", False),
+    ],
+)
+def test_repetitions(said, wrote, repeats):
+    assert score(["好", said], ["好", wrote]).repetitions == repeats / 2
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -18,11 +18,16 @@ Returns:
     cer, low, high: The rate and its interval, as shares of the reference characters.
     substitutions, deletions, insertions: Numbers of errors.
     homophones: Share of the errors that are another character of the same syllable.
+    wrong_syllables, wrong_tones, wrong_characters: The substitutions by what is wrong first.
+    repetitions: Share of utterances that say a stretch three times in a row or more, and more often than the reference.
 Examples:
     >>> evaluate.load("metrics/cer").compute(predictions=["你号"], references=["你好"])["cer"]
     0.5
 """
-RESULTS = ("cer", "low", "high", "substitutions", "deletions", "insertions", "homophones")
+RESULTS = (
+    *("cer", "low", "high", "substitutions", "deletions", "insertions", "homophones"),
+    *("wrong_syllables", "wrong_tones", "wrong_characters", "repetitions"),
+)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, KWARGS_DESCRIPTION)

@@ -1,0 +1,1 @@
+../../delta_pinyin_llm.py

@@ -1,0 +1,130 @@
+"""A folder that holds only what was learned, and the names of the two models that it lies on.
+
+    config.json          as of a whole model; `delta` names the bases and counts the adapters
+    model.safetensors    projector and pinyin table
+    adapter_1, ...       LoRA of the language model, a PEFT folder for each stage that trained it, merged in this order
+
+Each adapter is an ordinary PEFT adapter of the language model alone.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, WhisperModel
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, resolve_revision
+
+from .configuration_pinyin_llm import PinyinLlamaConfig
+
+
+LEARNED_IN_FULL = ("multi_modal_projector.", "pinyin_embeddings.")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+IN_MODEL, ALONE = "base_model.model.language_model.", "base_model.model."  # how PEFT begins the names of its weights
+
+
+def name_base(name: str) -> dict[str, str | None]:
+    """The folder or Hub id of a base, and which commit of it, for `PinyinLlamaConfig.delta`."""
+    return {"name": str(name), "revision": getattr(resolve_revision(name), "resolved", None)}
+
+
+def read_delta_config(folder, arguments: dict) -> PreTrainedConfig | None:
+    """The configuration of a folder of [`save_delta`]; `None` for a whole model.
+
+    Args:
+        folder: Folder or Hub id, `None` where `arguments` have the configuration.
+        arguments: Those of `from_pretrained`.
+    """
+    config = arguments.get("config")
+    if not isinstance(config, PreTrainedConfig):
+        where = {name: arguments[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in arguments}
+        config = PinyinLlamaConfig.from_pretrained(config or folder, **where)
+    return config if config.delta else None
+
+
+def _load_base(model_class, base: dict, folder):
+    try:
+        return model_class.from_pretrained(base["name"], revision=base["revision"], dtype=torch.float32)
+    except OSError as error:
+        raise OSError(
+            f"{folder} holds only what was learned, on {base['name']}, which is not to be had ({error}). "
+            "Put it there, or name its place under `delta` in config.json."
+        ) from error
+
+
+def _load_adapters(language_model, folder, count: int, hub: dict) -> tuple[torch.nn.Module, list]:
+    """The language model with `count` adapters merged, and the adapters: PEFT's configuration and weights of each."""
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise ImportError(f"{folder} holds LoRA adapters, which need peft: pip install peft.") from error
+    adapters = []
+    for number in range(1, count + 1):
+        adapted = PeftModel.from_pretrained(language_model, folder, subfolder=f"adapter_{number}", **hub)
+        adapters.append((adapted.peft_config["default"], get_peft_model_state_dict(adapted)))
+        language_model = adapted.merge_and_unload()
+    return language_model, adapters
+
+
+def load_delta(folder, config: PreTrainedConfig, arguments: dict) -> tuple[dict, list]:
+    """A folder of [`save_delta`] -> what `from_pretrained(None, ...)` makes the whole model of, and the adapters.
+
+    Args:
+        folder: Folder or Hub id.
+        config: Its configuration.
+        arguments: Those of `from_pretrained`.
+
+    Raises:
+        OSError: A base, or a file of the folder, is missing.
+    """
+    hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
+    encoder = _load_base(WhisperModel, config.delta["audio_tower"], folder).encoder
+    language_model = _load_base(AutoModelForCausalLM, config.delta["language_model"], folder)
+    language_model, adapters = _load_adapters(language_model, folder, config.delta["adapters"], hub)
+    state = load_file(cached_file(folder, SAFE_WEIGHTS_NAME, **hub))
+    for prefix, part in (("audio_tower.", encoder), ("language_model.", language_model)):
+        state |= {prefix + name: tensor for name, tensor in part.state_dict().items()}
+    generation_config = GenerationConfig.from_pretrained(folder, **hub)
+    return {"generation_config": generation_config, **arguments, "config": config, "state_dict": state}, adapters
+
+
+def save_delta(model, folder: str | Path) -> None:
+    """Write what was learned since the bases: the LoRA of this stage beside those before it, projector and table.
+
+    Args:
+        model: A `PinyinLlamaForASR` made of bases or loaded from a delta, with PEFT around it where LoRA was trained.
+            Its LoRA is merged.
+    """
+    adapters = list(model.adapters)
+    if hasattr(model, "merge_and_unload"):
+        adapters.append(_lora_of_language_model(model))
+        model = model.merge_and_unload()
+    for number, (lora, weights) in enumerate(adapters, start=1):
+        lora.save_pretrained(Path(folder, f"adapter_{number}"))
+        save_file(weights, Path(folder, f"adapter_{number}", "adapter_model.safetensors"), {"format": "pt"})
+    learned = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(LEARNED_IN_FULL)}
+    model.config.delta = {**model.delta, "adapters": len(adapters)}
+    model.save_pretrained(folder, state_dict=learned)
+    model.config.delta = None  # the model in memory is whole
+
+
+def _lora_of_language_model(model) -> tuple:
+    """The adapter that is being trained, as PEFT's configuration and weights for the language model alone."""
+    from peft import get_peft_model_state_dict
+
+    weights = {
+        name.replace(IN_MODEL, ALONE): tensor.detach().cpu().contiguous()
+        for name, tensor in get_peft_model_state_dict(model).items()
+        if name.startswith(IN_MODEL)
+    }
+    modules = {name.removeprefix(ALONE).partition(".lora_")[0] for name in weights}
+    base = model.delta["language_model"]
+    lora = replace(
+        model.peft_config["default"],
+        target_modules=modules,
+        modules_to_save=None,
+        base_model_name_or_path=base["name"],
+        revision=base["revision"],
+        inference_mode=True,
+    )
+    return lora, weights
