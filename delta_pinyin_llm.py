@@ -61,7 +61,9 @@ def _load_adapters(language_model, folder, count: int, hub: dict) -> tuple[torch
     adapters = []
     for number in range(1, count + 1):
         adapted = PeftModel.from_pretrained(language_model, folder, subfolder=f"adapter_{number}", **hub)
-        adapters.append((adapted.peft_config["default"], get_peft_model_state_dict(adapted)))
+        adapters.append(
+            (adapted.peft_config["default"], get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        )
         language_model = adapted.merge_and_unload()
     return language_model, adapters
 
@@ -114,7 +116,7 @@ def _lora_of_language_model(model) -> tuple:
 
     weights = {
         name.replace(IN_MODEL, ALONE): tensor.detach().cpu().contiguous()
-        for name, tensor in get_peft_model_state_dict(model).items()
+        for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items()
         if name.startswith(IN_MODEL)
     }
     modules = {name.removeprefix(ALONE).partition(".lora_")[0] for name in weights}

@@ -94,7 +94,7 @@ def layer_bytes(config: PinyinLlamaConfig, tokens: int, arguments, bf16: bool) -
 
 
 def activation_bytes(config: PinyinLlamaConfig, row: Row, rows: int, arguments, settings) -> dict[str, int]:
-    """Bytes that a step of `rows` rows holds at its peak, between forward and backward.
+    """Bytes that a step of `rows` rows holds between forward and backward, as if all its kinds peaked at once.
 
     With activation checkpointing (Chen et al. 2016, arXiv 1604.06174) a layer keeps its input (H), and one layer at a
     time is computed again. A logit is there in the step's type, in float32, as log-probability and as gradient of it.
@@ -198,7 +198,7 @@ def estimate(
     lines = [f"{'':36}{'all':>16}{'trainable':>16}"]
     lines += [f"{part:36}{n:16,}{learned:16,}" for part, (n, learned) in count_parameters(model).items()]
     lines += [f"{kind:36}{n / 1e9:13.3f} GB" for kind, n in memory.items()]
-    lines += [f"{'memory of each device, at least':36}{sum(memory.values()) / 1e9:13.3f} GB"]
+    lines += [f"{'memory of each device':36}{sum(memory.values()) / 1e9:13.3f} GB"]
     lines += [f"{passes} rows a step and device, of {typical.tokens} tokens (longest: {longest.tokens}); "
               f"devices: {arguments.devices}; {flops / 1e12:.3g} TFLOP"]  # fmt: skip
     lines += [f"{steps} steps: {steps * flops / rate / 3600:.3g} h at {arguments.device_tflops:g} TFLOP/s, which is "
