@@ -1,7 +1,7 @@
 """The paper's table from one command: the rows of a recipe -> both stages -> CER on every test set -> docs/results/.
 
 python paper_table.py          # hours; given again, it goes on where it stopped
-python paper_table.py --quick  # to see it work: few steps, one seed, two sections
+python paper_table.py --quick  # to see it work: few steps, one seed, the first section
 python paper_table.py --recipe recipes/paper_table_aishell1.yaml \
   --launcher "accelerate launch --config_file recipes/accelerate_8_gpus.yaml"
 

@@ -91,8 +91,10 @@ def _encode(rows: Dataset, model, processor, speed: float) -> tuple[Dataset, dic
             batch = [mel for _, mel in clips[start : start + size]]
             data, _ = processor.pad_features(batch)
             with torch.autocast(model.device.type, torch.bfloat16):
-                hidden = model.audio_tower(data["input_features"], data["input_features_mask"])
-            for row, mel in zip(hidden, batch, strict=True):
+                hidden = model.audio_tower(
+                    data["input_features"].to(model.device), data["input_features_mask"].to(model.device)
+                )
+            for row, mel in zip(hidden.cpu(), batch, strict=True):
                 frames = (mel.shape[-1] + 1) // 2
                 columns["hidden"].append(row[:frames].half().flatten().numpy())
                 columns["mel_frames"].append(mel.shape[-1])
