@@ -20,16 +20,16 @@ test: $(INSTALLED)
 .SECONDARY:
 TABLE_TEXTS := inews people_daily reviews_pos reviews_neg
 
-table: $(INSTALLED).table data/whisper-base data/table/speech $(TABLE_TEXTS:%=data/text/clean/%.txt)
+table: $(INSTALLED) data/whisper-base data/table/speech $(TABLE_TEXTS:%=data/text/clean/%.txt)
 	$(BIN)/python paper_table.py $(TABLE)
 
-data/whisper-base: | $(INSTALLED).table
+data/whisper-base: | $(INSTALLED)
 	$(BIN)/python -m pinyin_llm.corpora.whisper_base --parts data/parts --output $@
 
-data/table/speech: | $(INSTALLED).table
+data/table/speech: | $(INSTALLED)
 	$(BIN)/python -m pinyin_llm.corpora.prepare dataset --root speech --speaker_column speaker --output $@
 
-data/text/raw/%.txt: | $(INSTALLED).table
+data/text/raw/%.txt: | $(INSTALLED)
 	$(BIN)/python -m pinyin_llm.corpora.text_sources --parts data/parts --output data/text/raw --sources $*
 
 data/text/clean/%.txt: | data/text/raw/%.txt
@@ -48,8 +48,4 @@ $(INSTALLED): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[test]'
-	touch $@
-
-$(INSTALLED).table: $(INSTALLED)
-	$(BIN)/pip install --quiet --editable '.[table]'
 	touch $@

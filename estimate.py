@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR
+from pinyin_llm.optimizer import split_parameters
 
 
 PARTS = ("audio_tower", "multi_modal_projector", "pinyin_embeddings", "language_model")
@@ -61,17 +62,15 @@ def held_bytes(model, optimizer: str, processes: int = 1) -> dict[str, int]:
     """Bytes of what a device holds from step to step.
 
     A gradient is as large as its weight; DistributedDataParallel keeps a second copy in its buckets. AdamW has two
-    states a weight (Kingma and Ba 2015), Muon one for each matrix that is no embedding or head (see optimizer.py).
+    states a weight (Kingma and Ba 2015), Muon one.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    tables = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    tables |= {id(p) for p in model.get_output_embeddings().parameters()}
-    states = [1 if optimizer == "muon" and p.ndim == 2 and id(p) not in tables else 2 for p in trainable]
-    gradients = sum(p.nbytes for p in trainable)
+    matrices, others = split_parameters(model)
+    muon, adamw = (sum(p.nbytes for p in parameters) for parameters in (matrices, others))
+    gradients = muon + adamw
     return {
         "weights": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
         "gradients": gradients * (2 if processes > 1 else 1),
-        "optimizer states": sum(p.nbytes * n for p, n in zip(trainable, states, strict=True)),
+        "optimizer states": (1 if optimizer == "muon" else 2) * muon + 2 * adamw,
     }
 
 

@@ -69,16 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
     (arguments,) = HfArgumentParser(HeardArguments).parse_args_into_dataclasses(argv)
-    from pinyin_llm.corpora.features import cache_features
-    from pinyin_llm.train_asr import read_speech
+    from pinyin_llm.train_asr import DataArguments, read_features
     from pinyin_llm.transcription import load_model
 
     model, processor = load_model(arguments.model)
-    clips, counts = read_speech(arguments.manifests, processor.pinyin_tokenizer)
-    rows, dropped = cache_features(clips, model, processor, arguments.cache_features, arguments.speeds)
-    rows = rows.with_format(
-        "numpy", columns=["hidden"], output_all_columns=True
-    )  # as lists they take three times as long
+    speech = DataArguments(arguments.manifests, cache_features=arguments.cache_features, speeds=arguments.speeds)
+    rows, counts = read_features(speech, model, processor)
     heard = defaultdict(list)
     right = total = 0
     for said, slots in hear(model, rows, model.config.audio_config.d_model):
@@ -87,9 +83,8 @@ def main(argv: list[str] | None = None) -> int:
             right += [slot[0] for slot in found] == [unit]
             total += 1
     arguments.output.write_text(json.dumps(heard), encoding="utf-8")
-    print(
-        f"{counts | dropped}: {total} syllables of {len(heard)} units, {right / total:.1%} heard right", file=sys.stderr
-    )
+    heard_of = f"{counts['sentences']}: {total} syllables of {len(heard)} units"
+    print(f"{heard_of}, {right / total:.1%} heard right", file=sys.stderr)
     return 0
 
 

@@ -31,12 +31,17 @@ class MuonAdamW(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def build_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> MuonAdamW:
-    """Hidden matrices of trainable layers to Muon; embeddings, heads, norms and biases to AdamW."""
+def split_parameters(model: torch.nn.Module) -> tuple[list, list]:
+    """What learns: hidden matrices, for Muon; embeddings, heads, norms and biases, for AdamW."""
     tables = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     head = model.get_output_embeddings()
     tables |= {id(p) for p in head.parameters()} if head is not None else set()
     trainable = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trainable if p.ndim == 2 and id(p) not in tables]
     chosen = {id(p) for p in matrices}
-    return MuonAdamW(matrices, [p for p in trainable if id(p) not in chosen], lr, weight_decay)
+    return matrices, [p for p in trainable if id(p) not in chosen]
+
+
+def build_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> MuonAdamW:
+    """Muon and AdamW on what learns of `model`."""
+    return MuonAdamW(*split_parameters(model), lr, weight_decay)

@@ -215,7 +215,9 @@ def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner) -> f
 
 
 def run_row(recipe: dict, row: dict, data: Data, runner: Runner) -> dict:
-    """One row with every seed: its learning rate, and by test set the (reference, hypothesis) pairs of each seed."""
+    """One row with every seed: its learning rate, and what `score_seeds` says of each test set."""
+    from pinyin_llm.table_report import score_seeds
+
     rate = best_learning_rate(recipe, row, data, runner)
     row = at_rate(row, rate)
 
@@ -224,7 +226,8 @@ def run_row(recipe: dict, row: dict, data: Data, runner: Runner) -> dict:
 
     with ThreadPoolExecutor(runner.workers) as pool:
         seeds = list(pool.map(run_seed, recipe["seeds"]))
-    return {"learning rate": rate, "tests": {name: [found[name] for found in seeds] for name in data.recipe["tests"]}}
+    tests = {name: score_seeds([found[name] for found in seeds]) for name in data.recipe["tests"]}
+    return {"learning rate": rate, "tests": tests}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -199,7 +199,7 @@ def segment(log_probs: torch.Tensor, frames: torch.Tensor, slots: int) -> tuple[
         (B, slots, S) bool, the frames of each run in order of time, and (B, S) the best class, 0 for blank.
     """
     best = log_probs.argmax(-1) * length_mask(frames, log_probs.shape[1])
-    best = best * ~in_long_row(best, number_runs(best))
+    best = best * ~in_long_row(best)
     return number_runs(best)[:, None] == torch.arange(1, slots + 1, device=best.device)[:, None], best
 
 
@@ -209,8 +209,9 @@ def number_runs(best: torch.Tensor) -> torch.Tensor:
     return ((best > 0) & (best != previous)).cumsum(-1) * (best > 0)
 
 
-def in_long_row(best: torch.Tensor, run: torch.Tensor) -> torch.Tensor:
+def in_long_row(best: torch.Tensor) -> torch.Tensor:
     """(B, S) bool, true in the runs of a unit that `MOST_IN_A_ROW` runs before have, too."""
+    run = number_runs(best)
     units = torch.zeros(len(run), MOST_IN_A_ROW + run.shape[1] + 1, dtype=best.dtype, device=best.device)
     units = units.scatter(1, run + MOST_IN_A_ROW, best)  # by number of the run; blanks all write 0
     same = [units.gather(1, run + MOST_IN_A_ROW - back) == best for back in range(1, MOST_IN_A_ROW + 1)]

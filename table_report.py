@@ -36,17 +36,21 @@ def score_pairs(pairs: list[tuple[str, str]]) -> Score:
     return score(*map(list, zip(*pairs, strict=True)))
 
 
+def score_seeds(seeds: list[list[tuple[str, str]]]) -> tuple[Score, list[float]]:
+    """(reference, hypothesis) pairs a seed -> the score of all together, and the CER of each."""
+    return score_pairs(sum(seeds, [])), [score_pairs(pairs).cer for pairs in seeds]
+
+
 def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
     """One line a row and test set.
 
     Args:
-        rows: {row: {"learning rate": the one that did best, "tests": {test set: [[(reference, hypothesis), ...] of a
-            seed, ...]}}}; gains are relative to the first row.
+        rows: {row: {"learning rate": the one that did best, "tests": {test set: its `score_seeds`}}}; gains are relative
+            to the first row.
     """
     lines, first = [], {}
     for row, found in rows.items():
-        for name, seeds in found["tests"].items():
-            pooled, each = score_pairs(sum(seeds, [])), [score_pairs(pairs).cer for pairs in seeds]
+        for name, (pooled, each) in found["tests"].items():
             start = first.setdefault(name, pooled.cer)
             spread = stdev(each) if len(each) > 1 else 0.0
             gain = 1 - mean(each) / start if start else 0.0

@@ -205,13 +205,11 @@ def show(config, processor, model_arguments, arguments: DataArguments, settings)
         rows += list(clips)
         examples += len(clips) * len(speeds)
         seconds += sum(clips["seconds"]) * sum(1 / speed for speed in speeds)
-    batches = [collator([unheard(row, config.audio_config.d_model)]) for row in rows[:2]]
-    rows.sort(key=lambda clip: clip["seconds"])
-    typical, longest = (
-        Row.of(collator([unheard(row, config.audio_config.d_model)])) for row in (rows[len(rows) // 2], rows[-1])
-    )
+    by_length = sorted(rows, key=lambda clip: clip["seconds"])
+    shown = [*rows[:2], by_length[len(rows) // 2], by_length[-1]]
+    *batches, typical, longest = (collator([unheard(row, config.audio_config.d_model)]) for row in shown)
+    sizes = (Row.of(typical), Row.of(longest))
     together = 2 if arguments.replay_texts else 1
-    sizes = (typical, longest)
     print(counts, estimate(model, config, model_arguments, settings, sizes, examples, seconds, together), sep="\n")
     print(*(show_rows(batch, processor) for batch in batches), sep="\n")
 
@@ -229,11 +227,12 @@ def main(argv: list[str] | None = None) -> int:
 
     set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 
+    config, processor = training.load_config(model_arguments)
     if model_arguments.dry_run:
-        show(*training.load_config(model_arguments), model_arguments, data_arguments, training_arguments)
+        show(config, processor, model_arguments, data_arguments, training_arguments)
         return 0
 
-    model, processor = training.load_model(model_arguments)
+    model = training.load_model(model_arguments, config)
     with training_arguments.main_process_first(desc="encoding"):  # the others find it on disk
         rows, counts = read_features(data_arguments, model, processor)
     replay = Replay(data_arguments.replay_texts, processor) if data_arguments.replay_texts else None

@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         show(config, processor, pairs, collator, model_arguments, training_arguments)
         return 0
 
-    model, processor = training.load_model(model_arguments)
+    model = training.load_model(model_arguments, config)
     write = write_evaluation(model, processor, data_arguments.eval_texts, model_arguments.eval_rows)
     model = choose_trainable(model, model_arguments)
     training.learn(model, processor, arguments, pairs, collator, write, counts)

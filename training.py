@@ -38,7 +38,7 @@ def load_config(arguments: ModelArguments) -> tuple[PinyinLlamaConfig, PinyinLla
         config = PinyinLlamaConfig.from_pretrained(arguments.model)
         processor = PinyinLlamaProcessor.from_pretrained(arguments.model)
         if arguments.new_projector:
-            set_projector(config, arguments)
+            config.update(projector_of(arguments))
             processor.projector_stride = arguments.projector_stride
         return config, processor
     processor = PinyinLlamaProcessor(
@@ -53,36 +53,30 @@ def load_config(arguments: ModelArguments) -> tuple[PinyinLlamaConfig, PinyinLla
         audio_token_id=processor.audio_token_id,
         pinyin_token_id=processor.pinyin_token_id,
         pinyin_units=processor.pinyin_units,
-        projector_type=arguments.projector_type,
-        projector_stride=arguments.projector_stride,
-        projector_pooling=arguments.projector_pooling,
-        bridge_hidden_size=arguments.bridge_hidden_size,
-        bridge_num_layers=arguments.bridge_num_layers,
+        **projector_of(arguments),
     )
     return config, processor
 
 
-def set_projector(config: PinyinLlamaConfig, arguments: ModelArguments) -> None:
-    """Another projector than the checkpoint has: one model of stage 1 serves any kind of it."""
-    for name in ("type", "stride", "pooling"):
-        setattr(config, f"projector_{name}", getattr(arguments, f"projector_{name}"))
-    config.bridge_hidden_size, config.bridge_num_layers = arguments.bridge_hidden_size, arguments.bridge_num_layers
+def projector_of(arguments: ModelArguments) -> dict:
+    """The fields of the configuration that say what projector the model has."""
+    names = ("projector_type", "projector_stride", "projector_pooling", "bridge_hidden_size", "bridge_num_layers")
+    return {name: getattr(arguments, name) for name in names}
 
 
-def load_model(arguments: ModelArguments) -> tuple[PinyinLlamaForASR, PinyinLlamaProcessor]:
-    """The model that `load_config` describes, in float32, with its weights; what the checkpoint lacks is untrained."""
-    config, processor = load_config(arguments)
+def load_model(arguments: ModelArguments, config: PinyinLlamaConfig) -> PinyinLlamaForASR:
+    """The model that `config` of `load_config` describes, in float32; what the checkpoint lacks is untrained."""
     if not arguments.model:
         model = PinyinLlamaForASR.from_base_models(config, arguments.audio_tower, arguments.language_model)
-        return model.float(), processor  # LLaMA2 comes in float16
+        return model.float()  # LLaMA2 comes in float16
     model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=torch.float32)
     if arguments.save == "delta" and model.delta is None:
         raise ValueError(f"{arguments.model} is whole, a delta needs its two parts. Start from those, or --save whole.")
-    return put_in_projector(model, config) if arguments.new_projector else model, processor
+    return put_in_projector(model, config) if arguments.new_projector else model
 
 
 def put_in_projector(model: PinyinLlamaForASR, config: PinyinLlamaConfig) -> PinyinLlamaForASR:
-    """The model with an untrained projector, as `config` describes it."""
+    """The model with an untrained projector, as `config` describes it: one model of stage 1 serves any kind of it."""
     renewed = PinyinLlamaForASR(config)
     for name in ("audio_tower", "pinyin_embeddings", "language_model", "delta", "adapters"):
         setattr(renewed, name, getattr(model, name))

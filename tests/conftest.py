@@ -1,6 +1,8 @@
 """Everything the tests stand on is made here: tiny random models, a tokenizer of some sixty characters, tones as speech."""
 
 import os
+import subprocess
+import sys
 import tempfile
 
 
@@ -124,6 +126,21 @@ def parts(tmp_path_factory) -> Path:
         rows.append(f"{number}.wav\t{sentence}\t1")
     (folder / "speech" / "manifest.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+def run_as_stranger(script: str, *arguments, folder: Path) -> None:
+    """Run `script` in an empty `folder`, as a process of its own with an empty cache; it must end well."""
+    folder.mkdir()
+    run = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        env=os.environ | {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def pytest_ignore_collect(collection_path, config) -> bool | None:

@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import SENTENCES, build_processor, tone
+from conftest import SENTENCES, build_processor, run_as_stranger, tone
 from peft import PeftModel
 from safetensors import safe_open
 from test_training import asr, p2c
@@ -100,16 +98,8 @@ def test_delta_loads_in_another_process_without_this_package(trained, tmp_path):
     batch = dict(make_batches(PinyinLlamaProcessor.from_pretrained(folder / "asr"))[0])
     torch.save(batch, tmp_path / "batch.pt")
     torch.save(logits["asr"][0], tmp_path / "logits.pt")
-    run = subprocess.run(
-        [sys.executable, "-c", STRANGER, folder / "asr", tmp_path / "batch.pt", tmp_path / "logits.pt"],
-        cwd=tmp_path,
-        env=os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    inputs = (tmp_path / "batch.pt", tmp_path / "logits.pt")
+    run_as_stranger(STRANGER, folder / "asr", *inputs, folder=tmp_path / "elsewhere")
 
 
 def test_what_cannot_be_a_delta_is_refused(trained, parts, tmp_path):

@@ -1,12 +1,8 @@
 """A saved folder is all that a stranger needs: transformers loads it where this package is not installed."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import build_model
+from conftest import build_model, run_as_stranger
 
 
 STRANGER = """
@@ -39,15 +35,5 @@ def test_saved_folder_loads_without_this_package(kind, processor, clips, tmp_pat
     np.save(tmp_path / "clip.npy", clips[0])
     batch = processor(clips[0], sampling_rate=16000)
     torch.save(model(**batch).logits.detach(), tmp_path / "logits.pt")
-    empty = tmp_path / "elsewhere"
-    empty.mkdir()
-    run = subprocess.run(
-        [sys.executable, "-c", STRANGER, tmp_path / "model", tmp_path / "clip.npy", tmp_path / "logits.pt"],
-        cwd=empty,
-        env=os.environ | {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    inputs = (tmp_path / "clip.npy", tmp_path / "logits.pt")
+    run_as_stranger(STRANGER, tmp_path / "model", *inputs, folder=tmp_path / "elsewhere")

@@ -190,7 +190,8 @@ def test_folder_goes_on_with_its_own_arguments_only(parts, new_model, tmp_path, 
 def test_cached_features_follow_the_manifest(parts, bridge_folder, tmp_path):
     """Sound is encoded once; a text that is mended counts, and a file that is missing is counted."""
     speech = shutil.copytree(parts / "speech", tmp_path / "speech")
-    model, processor = training.load_model(ModelArguments(model=bridge_folder))
+    config, processor = training.load_config(ModelArguments(model=bridge_folder))
+    model = training.load_model(ModelArguments(model=bridge_folder), config)
     manifest = speech / "manifest.tsv"
     arguments = train_asr.DataArguments(manifests=[str(manifest)], cache_features=str(tmp_path / "cache"))
     train_asr.read_features(arguments, model, processor)
