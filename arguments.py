@@ -69,6 +69,7 @@ def parse_arguments(dataclasses: list, argv: list[str], section: str) -> list:
     from transformers import TrainingArguments
 
     parser = HfArgumentParser([*dataclasses, TrainingArguments])
+    parser.set_defaults(remove_unused_columns=False)  # the collators make the model's inputs of all columns
     if not argv or ".yaml" not in argv[0]:
         return list(parser.parse_args_into_dataclasses(argv))
     import yaml

@@ -67,10 +67,11 @@ def _array_and_rate(clip: dict, sampling_rate: int | None) -> tuple:
     return clip["array"], clip["sampling_rate"]
 
 
-def read_pieces(audio: str | Path | bytes, longest_seconds: float = LONGEST_PIECE_SECONDS) -> Iterator[np.ndarray]:
-    """A file of any length -> the pieces that `split_at_pauses` would cut, read as they are asked for."""
+def read_pieces(audio, longest_seconds: float = LONGEST_PIECE_SECONDS) -> Iterator[np.ndarray]:
+    """What `load_waveform` takes -> the pieces that `split_at_pauses` would cut; files are read as they are asked for."""
     held = np.zeros(0, dtype=np.float32)
-    for block in read_blocks(audio):
+    in_file = isinstance(audio, (str, Path, bytes, bytearray))
+    for block in read_blocks(audio) if in_file else [load_waveform(audio)]:
         held = np.concatenate([held, block])
         *pieces, (start, _) = split_at_pauses(held, longest_seconds)
         yield from (held[a:b] for a, b in pieces)

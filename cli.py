@@ -1,4 +1,4 @@
-"""pinyin-llm transcribe | convert | score: flags and exit codes; the work is elsewhere.
+"""pinyin-llm transcribe | convert | score | publish | demo | serve: flags and exit codes; the work is elsewhere.
 
 Results go to stdout, talk to stderr. Exit codes: 0 all done, 1 some inputs failed, 2 bad usage or nothing done.
 """
@@ -7,10 +7,25 @@ import argparse
 import json
 import math
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+
+
+TRANSCRIBE_EXAMPLES = """examples:
+  pinyin-llm transcribe talk.wav
+  pinyin-llm transcribe talk.mp3 --format srt > talk.srt
+  pinyin-llm transcribe recordings/ -o texts/           # given again, it goes on where it stopped
+  pinyin-llm transcribe 'day*/*.flac' --format tsv | pinyin-llm score references.tsv /dev/stdin"""
+CONVERT_EXAMPLES = """examples:
+  pinyin-llm convert "jin1 tian1 tian1 qi4 hen3 hao3"
+  pinyin-llm convert < lines_of_pinyin.txt"""
+PUBLISH_EXAMPLES = """examples:
+  pinyin-llm publish my-model me/my-model --dry_run
+  pinyin-llm publish my-model me/my-model --public"""
+SERVE_EXAMPLES = """example:
+  pinyin-llm serve &
+  curl -F file=@talk.wav -F model=mini http://127.0.0.1:8000/v1/audio/transcriptions"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,28 +50,78 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pinyin-llm", description="Mandarin speech and pinyin to characters.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    transcribe = commands.add_parser("transcribe", help="sound files to text")
-    transcribe.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, mp3 or ogg of any rate and length")
-    transcribe.add_argument("--format", choices=("txt", "tsv", "json"), default="txt", help="default: %(default)s")
-    transcribe.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="default: %(default)s")
-    transcribe.set_defaults(command=_transcribe)
-
-    convert = commands.add_parser("convert", help="pinyin to text")
-    convert.add_argument("lines", nargs="*", metavar="PINYIN", help='"ni3 hao3", "ni hao", "nǐ hǎo"; default: stdin')
-    convert.set_defaults(command=_convert)
-
-    for command in (transcribe, convert):
-        command.add_argument("--model", metavar="DIR|ID", help="folder or Hub id; default: the mini model")
-        command.add_argument("--num_beams", type=_positive, default=3, metavar="N", help="default: %(default)s")
-
-    score = commands.add_parser("score", help="character error rate of texts against references")
-    score.add_argument("references", metavar="REF.tsv", help="file TAB text, with or without a header")
-    score.add_argument("hypotheses", metavar="HYP.tsv", help="the same, as `transcribe --format tsv` writes it")
-    score.add_argument("--each", action="store_true", help="every file with its reference, text and error rate as well")
-    score.add_argument("--json", action="store_true", help="the numbers as JSON")
-    score.set_defaults(command=_score)
+    for add in (_add_transcribe, _add_convert, _add_score, _add_publish, _add_demo, _add_serve):
+        add(lambda name, **texts: commands.add_parser(name, formatter_class=HelpFormatter, **texts))
     return parser
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Examples at the end keep their lines."""
+
+
+def _add_transcribe(add: Callable) -> None:
+    parser = add("transcribe", help="sound files to text", epilog=TRANSCRIBE_EXAMPLES)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, mp3, ogg; folders; patterns like 'a/*.wav'")
+    parser.add_argument("--format", choices=("txt", "srt", "vtt", "tsv", "json"), default="txt", help="default: txt")
+    parser.add_argument("-o", "--output", metavar="DIR", help="a file each in DIR; those that are there are not redone")
+    parser.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="default: %(default)s")
+    parser.add_argument("--alternatives", type=_positive, default=1, metavar="N", help="the N best texts, in json")
+    _add_model(parser)
+    parser.set_defaults(command=_transcribe)
+
+
+def _add_convert(add: Callable) -> None:
+    parser = add("convert", help="pinyin to text", epilog=CONVERT_EXAMPLES)
+    parser.add_argument("lines", nargs="*", metavar="PINYIN", help='"ni3 hao3", "ni hao", "nǐ hǎo"; default: stdin')
+    _add_model(parser)
+    parser.set_defaults(command=_convert)
+
+
+def _add_model(parser: argparse.ArgumentParser, beams: bool = True) -> None:
+    parser.add_argument("--model", metavar="DIR|ID", help="folder or Hub id; default: the mini model")
+    if beams:
+        parser.add_argument("--num_beams", type=_positive, default=3, metavar="N", help="default: %(default)s")
+
+
+def _add_score(add: Callable) -> None:
+    parser = add("score", help="character error rate of texts against references")
+    parser.add_argument("references", metavar="REF.tsv", help="file TAB text, with or without a header")
+    parser.add_argument("hypotheses", metavar="HYP.tsv", help="the same, as `transcribe --format tsv` writes it")
+    parser.add_argument("--each", action="store_true", help="every file with its reference, text and error rate as well")
+    parser.add_argument("--json", action="store_true", help="the numbers as JSON")
+    parser.set_defaults(command=_score)
+
+
+def _add_publish(add: Callable) -> None:
+    parser = add("publish", help="a model folder to the Hugging Face Hub", epilog=PUBLISH_EXAMPLES)
+    parser.add_argument("folder", metavar="FOLDER", help="as the training scripts or save_pretrained leave it")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="user/name")
+    parser.add_argument("--merge", action="store_true", help="of a delta: publish the whole model")
+    parser.add_argument("--delta", action="store_true", help="only what was learned; the bases stay where they are")
+    parser.add_argument("--public", action="store_true", help="for everybody to see; private otherwise")
+    parser.add_argument("--dry_run", action="store_true", help="assemble and check, list what would go, upload nothing")
+    parser.set_defaults(command=_publish)
+
+
+def _add_demo(add: Callable) -> None:
+    parser = add("demo", help="a page in the browser: speech and pinyin to text")
+    _add_model(parser, beams=False)
+    _add_address(parser, 7860)
+    parser.set_defaults(command=_demo)
+
+
+def _add_serve(add: Callable) -> None:
+    parser = add("serve", help="a server with OpenAI's /v1/audio/transcriptions", epilog=SERVE_EXAMPLES)
+    _add_model(parser, beams=False)
+    _add_address(parser, 8000)
+    parser.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="requests at once; %(default)s")
+    parser.add_argument("--queue", type=_positive, default=64, metavar="N", help="waiting before 503; %(default)s")
+    parser.set_defaults(command=_serve)
+
+
+def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for other machines; default: %(default)s")
+    parser.add_argument("--port", type=_positive, default=port, help="default: %(default)s")
 
 
 def _positive(number: str) -> int:
@@ -70,19 +135,33 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from pinyin_llm.audio_pinyin_llm import seconds_of
-    from pinyin_llm.transcription import transcribe_files
+    from pinyin_llm.formats import FORMATS, as_dict
+    from pinyin_llm.pipeline_pinyin_llm import transcribe
+    from pinyin_llm.transcription import find_sounds, plan_outputs, write_whole
 
-    rows = []
-    show = {
-        "txt": lambda result: _write(result.text),
-        "tsv": lambda result: _write(f"{_cell(result.source)}\t{result.text}"),
-        "json": lambda result: rows.append({"file": result.source, "text": result.text}),
-    }[arguments.format]
-    with tqdm(total=sum(map(seconds_of, arguments.files)), unit="s", unit_scale=True, disable=None) as bar:
-        options = {"num_beams": arguments.num_beams, "on_progress": bar.update}
-        results = transcribe_files(model, processor, arguments.files, arguments.batch_size, **options)
-        exit_code = _show_all(results, show)
-    if arguments.format == "json":
+    sounds = find_sounds(arguments.files)
+    if arguments.format in ("srt", "vtt") and len(sounds) > 1 and not arguments.output:
+        raise ValueError(f"{len(sounds)} sounds do not fit into one {arguments.format} file. Add -o DIR.")
+    targets = plan_outputs(sounds, arguments.output, arguments.format) if arguments.output else {}
+    if done := {sound for sound, target in targets.items() if target.exists()}:
+        _say(f"{len(done)} of {len(sounds)} are there already. Remove them from {arguments.output} to redo them.")
+    missing = [sound for sound in sounds if sound not in done]
+    rows: list[dict] = []  # json on stdout is one list
+
+    def show(transcript) -> None:
+        if arguments.output:
+            if not transcript.error:
+                write_whole(targets[transcript.source], FORMATS[arguments.format](transcript))
+        elif arguments.format == "json":
+            rows.append(as_dict(transcript))
+        else:
+            _write(FORMATS[arguments.format](transcript).removesuffix("\n"))
+
+    with tqdm(total=sum(map(seconds_of, missing)), unit="s", unit_scale=True, disable=None) as bar:
+        options = {"num_beams": arguments.num_beams, "num_return_sequences": arguments.alternatives}
+        results = transcribe(model, processor, missing, arguments.batch_size, on_progress=bar.update, **options)
+        exit_code = _show_all(results, show) if missing else 0
+    if rows:
         _write(json.dumps(rows, ensure_ascii=False, indent=2))
     return exit_code
 
@@ -117,6 +196,30 @@ def _score(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _publish(arguments: argparse.Namespace) -> int:
+    from pinyin_llm.publish import publish
+
+    options = {"merge": arguments.merge, "delta": arguments.delta, "private": not arguments.public}
+    for line in publish(arguments.folder, arguments.repo_id, dry_run=arguments.dry_run, **options):
+        _write(line)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    model, processor = _load(arguments.model)
+    from pinyin_llm.app import build_page
+
+    build_page(model, processor).launch(server_name=arguments.host, server_port=arguments.port)
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    model, processor = _load(arguments.model)
+    from pinyin_llm.serve import serve
+
+    return serve(model, processor, arguments.host, arguments.port, arguments.batch_size, arguments.queue)
+
+
 def _number(rate: float) -> float | None:
     """JSON knows no NaN."""
     return None if math.isnan(rate) else rate
@@ -142,14 +245,6 @@ def _show_all(results: Iterable, show: Callable) -> int:
             _say(f"error: {result.error}")
         failed, done = failed + bool(result.error), done + (not result.error)
     return 0 if not failed else 1 if done else 2
-
-
-def _cell(name: str) -> str:
-    """A file name that does not break the table: tabs and line breaks become blanks."""
-    cell = re.sub(r"[\t\n\r]", " ", name)
-    if cell != name:
-        _say(f"warning: {name!r} is written as {cell!r}. Rename the file, or take --format json.")
-    return cell
 
 
 def _write(line: str) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -157,19 +158,69 @@ def _in_gb2312(character: str) -> bool:
         return False
 
 
-def write_characters(model, processor, inputs, constrained: bool = True, **generate_kwargs) -> list[str]:
+@dataclass
+class Syllable:
+    """A syllable that the bridge heard.
+
+    Args:
+        pinyin: The unit, e.g. "hao3".
+        start, end: Seconds.
+        confidence: Its probability.
+    """
+
+    pinyin: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass
+class Written:
+    """What the model wrote for one row.
+
+    Args:
+        text: The characters.
+        heard: Of speech, what the bridge heard, a syllable a character where decoding is constrained; empty without a bridge.
+        alternatives: The best texts with their scores, `text` first: sums of log-probabilities, the language model's and the
+            weighted ones of what was heard. Empty unless several were asked for.
+    """
+
+    text: str
+    heard: list[Syllable] = field(default_factory=list)
+    alternatives: list[tuple[str, float]] = field(default_factory=list)
+
+
+def write_characters(
+    model, processor, inputs, constrained: bool = True, num_return_sequences: int = 1, **generate_kwargs
+) -> list[Written]:
     """A batch of `PinyinLlamaProcessor` -> the characters that the model writes for each row.
 
     Args:
         inputs: Speech or pinyin, without answers.
         constrained: Only what can be read as the slots sound; needs typed pinyin, or the bridge.
+        num_return_sequences: How many texts a row; from 2 on they come with their scores.
         **generate_kwargs: For `model.generate`, e.g. `num_beams=3`.
     """
     inputs = inputs.to(model.device)
     if constrained:
         generate_kwargs["pinyin_constraint"] = processor.pinyin_constraint()
-    sequences = model.generate(**inputs, **generate_kwargs)
-    return processor.decode_answers(sequences, inputs["input_ids"].shape[1])
+    prompt_length = inputs["input_ids"].shape[1]
+    if num_return_sequences == 1:
+        sequences = model.generate(**inputs, **generate_kwargs)
+        return [Written(text) for text in processor.decode_answers(sequences, prompt_length)]
+    generate_kwargs["num_beams"] = max(generate_kwargs.get("num_beams", 1), num_return_sequences)
+    best = model.generate(
+        **inputs,
+        num_return_sequences=num_return_sequences,
+        length_penalty=0.0,  # the score is a sum: rows that are written in parts add up
+        return_dict_in_generate=True,
+        output_scores=True,
+        **generate_kwargs,
+    )
+    texts, scores = processor.decode_answers(best.sequences, prompt_length), best.sequences_scores.tolist()
+    ranked = list(zip(texts, scores, strict=True))
+    rows = [ranked[i : i + num_return_sequences] for i in range(0, len(ranked), num_return_sequences)]
+    return [Written(row[0][0], alternatives=row) for row in rows]
 
 
 def convert_pinyin(model, processor, rows: list, batch_size: int = 32, **kwargs) -> list[str]:
@@ -181,7 +232,7 @@ def convert_pinyin(model, processor, rows: list, batch_size: int = 32, **kwargs)
     parts = [_cut_evenly(encode(row) if isinstance(row, str) else row) for row in rows]
 
     def write(batch):
-        return write_characters(model, processor, processor(pinyin=batch), **kwargs)
+        return [written.text for written in write_characters(model, processor, processor(pinyin=batch), **kwargs)]
 
     return _write_parts(parts, write, batch_size)
 
@@ -192,6 +243,35 @@ def _cut_evenly(row: list) -> list[list]:
     return [row[start:end] for start, end in pairwise(cuts)]
 
 
+@torch.no_grad()
+def write_speech(model, processor, waveforms: list, **kwargs) -> list[Written]:
+    """A batch of speech of up to 15 s each -> what is written for each, with what was heard.
+
+    Args:
+        waveforms: (samples,) float32 at 16 kHz each.
+        **kwargs: For `write_characters`; `constrained` where there is a bridge.
+    """
+    kwargs.setdefault("constrained", model.config.projector_type == "pinyin_bridge")
+    inputs = processor(waveforms, sampling_rate=SAMPLING_RATE).to(model.device)
+    slots = model.get_audio_features(inputs.pop("input_features"), inputs.pop("input_features_mask"))
+    results = write_characters(model, processor, inputs, audio_slots=slots, **kwargs)
+    for written, heard in zip(results, _syllables(slots.pinyin, len(results), processor), strict=True):
+        written.heard = heard
+    return results
+
+
+def _syllables(pinyin: dict, rows: int, processor) -> list[list[Syllable]]:
+    """The `pinyin` of [`AudioSlots`] -> the syllables of each row in order of time; none without a bridge."""
+    if not pinyin:
+        return [[] for _ in range(rows)]
+    names = processor.pinyin_tokenizer.units
+    columns = [pinyin[name].tolist() for name in ("pinyin", "pinyin_times", "pinyin_confidence")]
+    return [
+        [Syllable(names[unit], *times, share) for unit, times, share in zip(*row, strict=True) if unit >= 0]
+        for row in zip(*columns, strict=True)
+    ]
+
+
 def transcribe_clips(model, processor, waveforms: list, batch_size: int = 8, **kwargs) -> list[str]:
     """Speech of any length -> its characters, in the order given.
 
@@ -200,10 +280,9 @@ def transcribe_clips(model, processor, waveforms: list, batch_size: int = 8, **k
         **kwargs: For `write_characters`.
     """
     pieces = [[w[a:b] for a, b in split_at_pauses(w) if not why_no_speech(w[a:b])] for w in waveforms]
-    kwargs.setdefault("constrained", model.config.projector_type == "pinyin_bridge")
 
     def write(batch):
-        return write_characters(model, processor, processor(batch, sampling_rate=SAMPLING_RATE), **kwargs)
+        return [written.text for written in write_speech(model, processor, batch, **kwargs)]
 
     return _write_parts(pieces, write, batch_size)
 
@@ -237,4 +316,13 @@ def _in_batches(rows: list, work, batch_size: int) -> list:
     return results
 
 
-__all__ = ["PinyinConstraint", "PinyinLogitsProcessor", "convert_pinyin", "hear_pinyin", "transcribe_clips"]
+__all__ = [
+    "PinyinConstraint",
+    "PinyinLogitsProcessor",
+    "Syllable",
+    "Written",
+    "convert_pinyin",
+    "hear_pinyin",
+    "transcribe_clips",
+    "write_speech",
+]

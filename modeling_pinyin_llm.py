@@ -149,7 +149,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, *args, **kwargs):
         """As in transformers; the folder loads with trust_remote_code=True where this package is not installed."""
-        self.config.auto_map = dict(AUTO_MAP)
+        from .pipeline_pinyin_llm import CUSTOM_PIPELINES  # the import takes its file along into the folder
+
+        self.config.auto_map, self.config.custom_pipelines = dict(AUTO_MAP), CUSTOM_PIPELINES
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
@@ -354,6 +356,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         audio_hidden_states: torch.Tensor | None = None,
+        audio_slots: AudioSlots | None = None,
         pinyin_ids: torch.LongTensor | None = None,
         pinyin_constraint=None,
         logits_processor=None,
@@ -362,6 +365,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         """Characters for speech or pinyin: `GenerationMixin.generate` after the slots are filled once.
 
         Args:
+            audio_slots: What `get_audio_features` gave for the speech, in place of its features.
             pinyin_constraint: A [`PinyinConstraint`]: each slot may only write what can be read so.
             **kwargs: As in `GenerationMixin.generate` (`num_beams`, ...); by default an answer may take as many tokens as
                 a character for each slot can need.
@@ -374,6 +378,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             suppressed = kwargs.get("suppress_tokens", config.suppress_tokens) or []
             kwargs["suppress_tokens"] = [*suppressed, *placeholders]
         slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
+        if audio_slots is not None:
+            slots[self.config.audio_token_id] = audio_slots
         if slots:
             kwargs["inputs_embeds"], attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
             if not self._is_bounded(kwargs):

@@ -1,38 +1,36 @@
-"""Files -> texts and lines of pinyin -> texts: read as they are needed, with a result for each in the order given."""
+"""What the command line works on: a checkpoint, sound files by name, folder or pattern, lines of pinyin."""
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+import glob
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
-from pinyin_llm.audio_pinyin_llm import SAMPLING_RATE, AudioError, AudioWarning, read_pieces, why_no_speech
-from pinyin_llm.generation_pinyin_llm import convert_pinyin, transcribe_clips
+from pinyin_llm.generation_pinyin_llm import convert_pinyin
 from pinyin_llm.tokenization_pinyin_llm import PinyinError
 
 
 MINI_MODEL = Path(__file__).parent / "checkpoints" / "mini"
+SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"}
 
 
 @dataclass
 class Result:
-    """What became of one file or line.
+    """What became of one line.
 
     Args:
-        source: The file or line, as it was given.
-        text: Its characters; empty where nothing is said, and after an error.
+        source: The line, as it was given.
+        text: Its characters; empty after an error.
         error: Why there is no text, what was expected instead.
-        why_empty: What an empty text without error means.
     """
 
     source: str
     text: str = ""
     error: str | None = None
-    why_empty: str = "nothing was heard"
 
 
 def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, PinyinLlamaProcessor]:
@@ -49,65 +47,44 @@ def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, Pinyin
     return model.eval().to("cuda" if on_gpu else "cpu"), PinyinLlamaProcessor.from_pretrained(name)
 
 
-def transcribe_files(
-    model,
-    processor,
-    files: Iterable[str | Path],
-    batch_size: int = 8,
-    on_progress: Callable[[float], None] = lambda seconds: None,
-    **kwargs,
-) -> Iterator[Result]:
-    """Sound files of any length, rate and number of channels -> a [`Result`] each, in the order given.
+def find_sounds(names: list[str]) -> dict[str, str]:
+    """Files, folders (searched through) and patterns -> {sound file: its place in an output folder}.
 
-    No more than `batch_size` pieces of up to 15 s are in memory. A file that cannot be read does not stop the others.
-
-    Args:
-        on_progress: Called with the seconds of speech that have just been written.
-        **kwargs: For `write_characters`, e.g. `num_beams=3`.
+    What names nothing stays in the list, to be reported with the files that cannot be read.
     """
-    waiting: list[Result] = []
-    batch: list[tuple[Result, np.ndarray]] = []
-
-    def write():
-        texts = transcribe_clips(model, processor, [piece for _, piece in batch], batch_size, **kwargs)
-        for (result, piece), text in zip(batch, texts, strict=True):
-            result.text += "" if result.error else text
-            on_progress(len(piece) / SAMPLING_RATE)
-        batch.clear()
-
-    for file in files:
-        waiting.append(Result(str(file)))
-        for piece in _speech(waiting[-1]):
-            batch.append((waiting[-1], piece))
-            if len(batch) == batch_size:
-                write()
-                yield from _finish(waiting[:-1])
-                del waiting[:-1]
-    write()
-    yield from _finish(waiting)
+    found = {}
+    for name in names:
+        folder = Path(name)
+        if folder.is_dir():
+            inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES)
+            found |= {str(path): str(path.relative_to(folder)) for path in inside} or {name: folder.name}
+        else:
+            matching = [name] if folder.exists() else sorted(glob.glob(name, recursive=True)) or [name]
+            found |= {path: Path(path).name for path in matching}
+    return found
 
 
-def _finish(results: list[Result]) -> Iterator[Result]:
-    """Results on their way out, with a warning for each that says nothing."""
-    for result in results:
-        if not result.text and not result.error:
-            warnings.warn(f"{result.source}: {result.why_empty}; its text is empty.", AudioWarning, stacklevel=2)
-        yield result
+def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, Path]:
+    """{sound file: where its transcript goes}.
+
+    Raises:
+        ValueError: Two sounds whose transcripts would be one file.
+    """
+    taken: dict[Path, str] = {}
+    for sound, place in sounds.items():
+        target = Path(folder, place).with_suffix(f".{suffix}")
+        if target in taken:
+            raise ValueError(f"{taken[target]} and {sound} would both be written to {target}. Transcribe them apart.")
+        taken[target] = sound
+    return {sound: target for target, sound in taken.items()}
 
 
-def _speech(result: Result) -> Iterator[np.ndarray]:
-    """The pieces of a file in which somebody may speak; the result says why there are none."""
-    reasons = []
-    try:
-        for piece in read_pieces(result.source):
-            reasons.append(why_no_speech(piece))
-            if reasons[-1] is None:
-                yield piece
-    except AudioError as error:
-        result.error, result.text = str(error), ""
-        return
-    if None not in reasons:
-        result.why_empty = reasons[0]
+def write_whole(target: Path, text: str) -> None:
+    """Write a file in one step: a job that is killed leaves no half transcript, which would count as done."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
+    os.replace(unfinished, target)
 
 
 def convert_lines(model, processor, lines: Iterable[str], batch_size: int = 32, **kwargs) -> Iterator[Result]:

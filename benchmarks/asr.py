@@ -7,9 +7,11 @@ as a ratio. Peak memory is that of a fresh process that transcribes the same cli
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from tabulate import tabulate
@@ -44,14 +46,15 @@ def whisper_transcriber(folder: str):
     return transcribe
 
 
-def read_set(manifest: str, rows: int | None) -> tuple[str, list[str], list]:
-    """Name, texts and waveforms of one test set."""
+def read_set(named: str, rows: int | None) -> tuple[str, list[str], list]:
+    """NAME=MANIFEST or MANIFEST -> name, texts and waveforms of one test set."""
+    name, _, manifest = named.rpartition("=")
     table = read_manifest(manifest)[:rows]
-    return manifest, table["text"], [load_waveform(path) for path in tqdm(table["audio"], desc=manifest)]
+    return name or manifest, table["text"], [load_waveform(path) for path in tqdm(table["audio"], desc=manifest)]
 
 
-def measure(manifest: str, said: list[str], clips: list, transcribe, whisper, arguments) -> list[tuple[list, list]]:
-    """The lines of both systems on one test set: one of rates and times, one of kinds of error."""
+def measure(name_of_set: str, said: list[str], clips: list, transcribe, whisper, arguments) -> list[tuple]:
+    """The lines of both systems on one test set: one of rates and times, one of kinds of error, and the score."""
     speech = sum(map(len, clips)) / 16000
     lines, times = [], []
     for name, system in (("PinyinLLM mini", transcribe), ("Whisper-base", whisper)):
@@ -67,8 +70,8 @@ def measure(manifest: str, said: list[str], clips: list, transcribe, whisper, ar
             s.insertions,
         ]
         share = f"{100 * s.homophones:.0f} %"
-        rates = [manifest, name, *cells, share, f"{times[-1] / speech:.3f}", f"{times[-1] / times[0]:.2f}"]
-        lines.append((rates, [manifest, name, *kinds_of_error(s)]))
+        rates = [name_of_set, name, *cells, share, f"{times[-1] / speech:.3f}", f"{times[-1] / times[0]:.2f}"]
+        lines.append((rates, [name_of_set, name, *kinds_of_error(s)], s))
     return lines
 
 
@@ -96,13 +99,14 @@ def peak_memory(model: str, files: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("manifests", nargs="+", help="tsv or jsonl: file, text")
+    parser.add_argument("manifests", nargs="+", help="tsv or jsonl (file, text), or NAME=MANIFEST")
     parser.add_argument("--model", default=MINI_MODEL)
     parser.add_argument("--whisper", default="openai/whisper-base")
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--rows", type=int, default=None, help="only the first clips of each manifest")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write results.json for the model card of the model's folder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, processor = load_model(arguments.model)
@@ -114,15 +118,27 @@ def main() -> None:
     sets = [read_set(manifest, arguments.rows) for manifest in arguments.manifests]
     lines = [line for one in sets for line in measure(*one, transcribe, whisper, arguments)]
     headers = ["set", "system", "CER % (95 %)", "S", "D", "I", "homophones", "RTF", "time / ours"]
-    print(tabulate([rates for rates, _ in lines], headers=headers, tablefmt="github"))
+    print(tabulate([rates for rates, _, _ in lines], headers=headers, tablefmt="github"))
     print(f"\nKinds of error in % of the reference characters, beam {arguments.num_beams}:\n")
-    print(tabulate([kinds for _, kinds in lines], headers=["set", "system", *KINDS], tablefmt="github"))
+    print(tabulate([kinds for _, kinds, _ in lines], headers=["set", "system", *KINDS], tablefmt="github"))
+    if arguments.json:
+        arguments.json.write_text(card_results(lines), "utf-8")
     if model.config.projector_type == "pinyin_bridge":
         print_syllables(sets, model, processor)
-    files = [path for manifest in arguments.manifests for path in read_manifest(manifest)["audio"][:8]]
+    manifests = [named.rpartition("=")[2] for named in arguments.manifests]
+    files = [path for manifest in manifests for path in read_manifest(manifest)["audio"][:8]]
     print(
         f"\nPeak memory of pinyin-llm transcribe on {len(files)} clips: {peak_memory(arguments.model, files):.2f} GiB"
     )
+
+
+def card_results(lines: list[tuple]) -> str:
+    """What model_card.py reads: our CER and interval of each set, and the peer's beside it."""
+    results = []
+    for (ours, _, score_), (_, _, peer) in zip(lines[::2], lines[1::2], strict=True):
+        known = {"name": ours[0], "clips": score_.utterances, "cer": score_.cer, "low": score_.low, "high": score_.high}
+        results.append(known | {"compared": f"Whisper-base {100 * peer.cer:.1f}"})
+    return json.dumps(results, ensure_ascii=False, indent=2) + "\n"
 
 
 def print_syllables(sets: list, model, processor) -> None:

@@ -19,7 +19,7 @@ from pinyin_llm.noise import NoiseArguments, PinyinNoise
 from pinyin_llm.training import PinyinTrainer
 
 
-TRAINER = ["--use_cpu", "--remove_unused_columns", "false", "--learning_rate", "0.01", "--disable_tqdm", "true"]
+TRAINER = ["--use_cpu", "--learning_rate", "0.01", "--disable_tqdm", "true"]
 LORA_LAYERS = r"language_model\.model\.layers\.{}\..*_proj\.weight"
 
 

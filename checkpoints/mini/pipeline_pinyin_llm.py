@@ -1,0 +1,1 @@
+../../pipeline_pinyin_llm.py

@@ -1,0 +1,265 @@
+"""Sounds of any kind, length and number -> transcripts; transformers' pipeline("automatic-speech-recognition") on top."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from huggingface_hub import get_session
+from transformers import Pipeline
+
+from .audio_pinyin_llm import (
+    LONGEST_PIECE_SECONDS,
+    SAMPLING_RATE,
+    AudioError,
+    AudioWarning,
+    read_pieces,
+    why_no_speech,
+)
+from .generation_pinyin_llm import Syllable, Written, write_speech
+
+
+NUM_BEAMS = 3  # wider beams gain nothing more (measured here and by WeST: docs/log.md)
+LONGEST_WINDOW_SECONDS = 30.0  # of the audio tower
+TASK = "automatic-speech-recognition"
+CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": "pipeline_pinyin_llm.PinyinLlamaPipeline",
+        "pt": ["AutoModelForSpeechSeq2Seq"],
+        "type": "multimodal",
+    }
+}
+
+
+@dataclass
+class Chunk:
+    """A stretch of speech between two pauses, with times in seconds of the whole sound.
+
+    Args:
+        heard: The syllables that the bridge heard, one a character; empty without a bridge.
+        alternatives: The best texts and their scores, if several were asked for.
+    """
+
+    start: float
+    end: float
+    text: str = ""
+    heard: list[Syllable] = field(default_factory=list)
+    alternatives: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Transcript:
+    """What became of one sound.
+
+    Args:
+        source: As it was given.
+        chunks: What was said, in order of time.
+        seconds: Length of the sound.
+        error: Why there is no text, and what was expected instead.
+        why_empty: What an empty text without error means.
+    """
+
+    source: object
+    chunks: list[Chunk] = field(default_factory=list)
+    seconds: float = 0.0
+    error: AudioError | None = None
+    why_empty: str = "nothing was heard"
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def alternatives(self) -> list[tuple[str, float]]:
+        """The best texts of the whole sound and their scores; chunks are independent, so their scores add up."""
+        best = [("", 0.0)]
+        for chunk in self.chunks:
+            count = max(len(chunk.alternatives), 1)
+            joined = [(text + more, score + plus) for text, score in best for more, plus in chunk.alternatives]
+            best = sorted(joined or best, key=lambda ranked: -ranked[1])[:count]
+        return best if self.chunks and self.chunks[0].alternatives else []
+
+
+def transcribe(
+    model,
+    processor,
+    sources: Iterable,
+    batch_size: int = 8,
+    longest_seconds: float = LONGEST_PIECE_SECONDS,
+    on_progress: Callable[[float], None] = lambda seconds: None,
+    num_beams: int = NUM_BEAMS,
+    **kwargs,
+) -> Iterator[Transcript]:
+    """Sounds of any length, rate and number of channels -> a [`Transcript`] each, in the order given.
+
+    No more than `batch_size` pieces are in memory. A sound that cannot be read does not stop the others.
+
+    Args:
+        sources: What `open_sound` takes, read as it is needed.
+        longest_seconds: Longer sounds are cut at pauses.
+        on_progress: Called with the seconds that have just been written down.
+        num_beams: 1 is twice as fast, and a little worse.
+        **kwargs: For `write_characters`, e.g. `num_return_sequences=5`.
+    """
+    waiting: list[Transcript] = []
+    batch: list[tuple[Chunk, np.ndarray]] = []
+
+    def write():
+        pieces = [piece for _, piece in batch]
+        written = write_speech(model, processor, pieces, num_beams=num_beams, **kwargs) if pieces else []
+        for (chunk, piece), found in zip(batch, written, strict=True):
+            _fill(chunk, found)
+            on_progress(len(piece) / SAMPLING_RATE)
+        batch.clear()
+
+    for source in sources:
+        waiting.append(Transcript(source))
+        for chunk, piece in _speech(waiting[-1], longest_seconds):
+            batch.append((chunk, piece))
+            if len(batch) == batch_size:
+                write()
+                yield from _finish(waiting[:-1])
+                del waiting[:-1]
+    write()
+    yield from _finish(waiting)
+
+
+def _fill(chunk: Chunk, written: Written) -> None:
+    chunk.text, chunk.alternatives, chunk.heard = written.text, written.alternatives, written.heard
+    for syllable in chunk.heard:
+        syllable.start, syllable.end = (round(time + chunk.start, 2) for time in (syllable.start, syllable.end))
+
+
+def _speech(transcript: Transcript, longest_seconds: float) -> Iterator[tuple[Chunk, np.ndarray]]:
+    """The pieces of a sound in which somebody may speak; the transcript says why there are none."""
+    reasons, samples = [], 0
+    try:
+        for piece in read_pieces(open_sound(transcript.source), longest_seconds):
+            start, samples = samples, samples + len(piece)
+            transcript.seconds = samples / SAMPLING_RATE
+            reasons.append(why_no_speech(piece))
+            if reasons[-1] is None:
+                transcript.chunks.append(Chunk(round(start / SAMPLING_RATE, 2), round(transcript.seconds, 2)))
+                yield transcript.chunks[-1], piece
+    except AudioError as error:
+        transcript.error = error
+        return
+    if None not in reasons:
+        transcript.why_empty = reasons[0]
+
+
+def _finish(transcripts: list[Transcript]) -> Iterator[Transcript]:
+    """Transcripts on their way out; of a sound that broke off nothing is kept, and one that says nothing is named."""
+    for transcript in transcripts:
+        if transcript.error:
+            transcript.chunks = []
+        elif not transcript.text:
+            name = transcript.source if isinstance(transcript.source, (str, Path)) else "the sound given"
+            warnings.warn(f"{name}: {transcript.why_empty}; its text is empty.", AudioWarning, stacklevel=2)
+        yield transcript
+
+
+def open_sound(source):
+    """What users call a sound -> what `read_pieces` takes.
+
+    Args:
+        source: A path, the bytes of a file, a URL; {"array" or "raw": ..., "sampling_rate": ...}, an array at 16 kHz;
+            {"bytes": ...} or {"path": ...}, or a decoder of `datasets`.
+
+    Raises:
+        AudioError: A URL that gives no file.
+    """
+    if hasattr(source, "get_all_samples"):
+        samples = source.get_all_samples()
+        return {"array": samples.data.numpy(), "sampling_rate": samples.sample_rate}
+    if isinstance(source, dict):
+        if "array" not in source and "raw" not in source:
+            return source.get("bytes") or source.get("path") or source
+        return {"array": source.get("array", source.get("raw")), "sampling_rate": source.get("sampling_rate")}
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        return _fetch(source)
+    if hasattr(source, "__array__"):
+        return {"array": source, "sampling_rate": SAMPLING_RATE}
+    return source
+
+
+def _fetch(url: str) -> bytes:
+    try:
+        response = get_session().get(url, follow_redirects=True, timeout=60)
+        response.raise_for_status()
+    except Exception as error:  # the client's own kinds of failure differ between releases of huggingface_hub
+        raise AudioError(f"{url}: cannot be fetched ({error}). Expected the address of a sound file.") from error
+    return response.content
+
+
+class PinyinLlamaPipeline(Pipeline):
+    """Speech -> text, as transformers' `pipeline` does it.
+
+    One sound (path, URL, bytes, array at 16 kHz, {"raw" or "array": ..., "sampling_rate": ...}) gives {"text": ...}, and raises if
+    it cannot be read. A list gives a list, a dataset or generator gives a generator; there, a sound that cannot be read has
+    an "error" beside its empty text, and the others go on.
+
+    Args:
+        batch_size: Pieces at once.
+        chunk_length_s: Longer sounds are cut at pauses; 30 s at most.
+        return_timestamps: True or "chunk" adds "chunks": [{"text", "timestamp": (start, end)}] between pauses.
+        num_return_sequences: From 2 on adds "alternatives": [{"text", "score"}], best first.
+        generate_kwargs: For `model.generate`, e.g. {"num_beams": 5}.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_feature_extractor = False
+    _load_image_processor = False
+
+    def _sanitize_parameters(
+        self, return_timestamps=None, chunk_length_s=None, num_return_sequences=None, generate_kwargs=None, **unknown
+    ):
+        if unknown:
+            raise ValueError(f"Unknown: {', '.join(unknown)}. What `generate` takes goes into generate_kwargs={{...}}.")
+        if return_timestamps not in (None, False, True, "chunk"):
+            raise ValueError(f"return_timestamps must be True or 'chunk', found {return_timestamps!r}.")
+        if chunk_length_s is not None and not 1 <= chunk_length_s <= LONGEST_WINDOW_SECONDS:
+            raise ValueError(f"chunk_length_s must be 1 to {LONGEST_WINDOW_SECONDS:g}, found {chunk_length_s}.")
+        forward = dict(generate_kwargs or {})
+        forward |= {"longest_seconds": chunk_length_s} if chunk_length_s else {}
+        forward |= {"num_return_sequences": num_return_sequences} if num_return_sequences else {}
+        return {}, forward, {} if return_timestamps is None else {"return_timestamps": bool(return_timestamps)}
+
+    def __call__(self, inputs, batch_size: int | None = None, **parameters):
+        _, forward, post = self._sanitize_parameters(**parameters)
+        forward = {"batch_size": batch_size or self._batch_size or 8, **self._forward_params, **forward}
+        post = self._postprocess_params | post
+        sources, single = self.preprocess(inputs)
+        results = (self.postprocess(each, single, **post) for each in self._forward(sources, **forward))
+        if single:
+            return next(results)
+        return list(results) if isinstance(inputs, (list, tuple)) else results
+
+    def preprocess(self, inputs) -> tuple[Iterable, bool]:
+        """What was given -> sounds, and whether it was one."""
+        single = isinstance(inputs, (str, Path, bytes, bytearray, dict))
+        single = single or hasattr(inputs, "__array__") or hasattr(inputs, "get_all_samples")
+        rows = [inputs] if single else inputs
+        return (row["audio"] if isinstance(row, dict) and "audio" in row else row for row in rows), single
+
+    def _forward(self, sources: Iterable, **parameters) -> Iterator[Transcript]:
+        return transcribe(self.model, self.processor, sources, **parameters)
+
+    def postprocess(self, transcript: Transcript, single: bool, return_timestamps: bool = False) -> dict:
+        """The answer of the task for one sound."""
+        result = {"text": transcript.text}
+        if transcript.error:
+            if single:
+                raise transcript.error
+            warnings.warn(str(transcript.error), AudioWarning, stacklevel=2)
+            result["error"] = str(transcript.error)
+        if return_timestamps:
+            result["chunks"] = [{"text": c.text, "timestamp": (c.start, c.end)} for c in transcript.chunks]
+        if transcript.alternatives:
+            result["alternatives"] = [{"text": text, "score": score} for text, score in transcript.alternatives]
+        return result
+
+
+__all__ = ["Chunk", "PinyinLlamaPipeline", "Transcript", "transcribe"]

@@ -1,0 +1,180 @@
+"""A model folder -> the Hub: assembled, tried in a process of its own, uploaded as one commit, downloaded and compared."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+PACKAGE = Path(__file__).parent
+KEPT = ("*.json", "*.safetensors", "*.model", "*.jinja", "adapter_*/*", "card.yaml", "NOTICE")
+BUILT_ANEW = {"training_args.bin", "arguments.json", "trainer_state.json"}
+SAMPLES = ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")
+TRY_OUT = """
+import sys
+sys.modules["pinyin_llm"] = None  # as where it is not installed
+from transformers import pipeline
+from transformers.utils import logging
+
+logging.disable_progress_bar()
+print(pipeline("automatic-speech-recognition", model=sys.argv[1], trust_remote_code=True)(sys.argv[2])["text"])
+"""
+
+
+class PublishError(ValueError):
+    """A folder that cannot be published as it was asked for, or an upload that did not arrive; the Hub is as it was."""
+
+
+def publish(
+    folder: str,
+    repo_id: str,
+    merge: bool = False,
+    delta: bool = False,
+    private: bool = True,
+    dry_run: bool = False,
+) -> Iterator[str]:
+    """Publish a model; says what it does, line by line.
+
+    Args:
+        folder: A model, whole or a delta, as training leaves it.
+        repo_id: "user/name".
+        merge: Of a delta, publish the whole model.
+        delta: Refuse anything but a delta.
+        private: Of a new repository; a public one is never used unless it is asked for.
+        dry_run: Assemble, try out and list; upload nothing.
+
+    Raises:
+        PublishError: What is wrong with the folder, or went wrong on the way; nothing was changed on the Hub.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch, "model")
+        assemble(folder, place, repo_id, merge, delta)
+        files = sorted(path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file())
+        yield from (f"{(place / name).stat().st_size:>14,}  {name}" for name in files)
+        yield f"tried in a process of its own: {SAMPLES[0]} -> {try_out(place)}"
+        if dry_run:
+            yield "dry run: nothing was uploaded"
+            return
+        commit = upload(place, files, repo_id, private)
+        yield f"uploaded as {commit.commit_url}"
+        verify(place, files, repo_id, commit.oid)
+        yield f"downloaded again: all {len(files)} files are the same"
+
+
+def assemble(folder: str, place: Path, repo_id: str, merge: bool = False, delta: bool = False) -> None:
+    """Everything that goes to the Hub: the model, the code of this release, handler, samples and model card.
+
+    Raises:
+        PublishError: No model, not the kind of model that was asked for, or one whose bases nobody else can fetch.
+    """
+    from pinyin_llm import PinyinLlamaConfig
+    from pinyin_llm.model_card import write_card
+
+    bases = PinyinLlamaConfig.from_pretrained(folder).delta
+    if (merge or delta) and not bases:
+        raise PublishError(
+            f"{folder} is a whole model; --merge and --delta are for folders that were trained with --save delta."
+        )
+    place.mkdir(parents=True)
+    for path in {path for pattern in KEPT for path in Path(folder).glob(pattern)}:
+        if path.name not in BUILT_ANEW and path.is_file():
+            (place / path.relative_to(folder)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place / path.relative_to(folder))
+    if merge:
+        _merge(folder, place)
+    elif bases:
+        _refuse_local(bases, folder)
+    for path in (*PACKAGE.glob("*_pinyin_llm.py"), PACKAGE / "pinyin_units.txt", *(PACKAGE / "hub").glob("[hr]*.*")):
+        shutil.copyfile(path, place / path.name)
+    (place / "samples").mkdir()
+    for name in SAMPLES:
+        shutil.copyfile(PACKAGE / "samples" / name, place / "samples" / name)
+    write_card(place, repo_id)
+
+
+def _merge(folder: str, place: Path) -> None:
+    """The whole model in place of the delta."""
+    from pinyin_llm import PinyinLlamaForASR
+
+    for adapter in place.glob("adapter_*"):
+        shutil.rmtree(adapter)
+    model = PinyinLlamaForASR.from_pretrained(folder)
+    model.adapters, model.delta = [], None
+    model.save_pretrained(place)
+
+
+def _refuse_local(bases: dict, folder: str) -> None:
+    for part in ("audio_tower", "language_model"):
+        if Path(bases[part]["name"]).exists() or not bases[part]["revision"]:
+            raise PublishError(
+                f"{folder} lies on {bases[part]['name']}, which is no model of the Hub. Publish it with --merge, or train "
+                f"with --{part} HUB_ID."
+            )
+
+
+def try_out(place: Path) -> str:
+    """What the folder writes for a sample, in a fresh process in an empty directory, with no code cached.
+
+    Raises:
+        PublishError: It does not load or does not write.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        run = subprocess.run(
+            [sys.executable, "-c", TRY_OUT, str(place.resolve()), str((place / "samples" / SAMPLES[0]).resolve())],
+            cwd=empty,
+            env=os.environ | {"HF_MODULES_CACHE": str(Path(empty, "modules"))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if run.returncode:
+        raise PublishError(f"The assembled folder does not work where this package is not installed:\n{run.stderr[-2000:]}")
+    return run.stdout.strip()
+
+
+def upload(place: Path, files: list[str], repo_id: str, private: bool):
+    """One commit with these files and no others, on the state that was just looked at.
+
+    Raises:
+        PublishError: The Hub refused or broke off; it takes a commit whole or not at all.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        there = api.model_info(repo_id)
+        if private and not there.private:
+            raise PublishError(f"{repo_id} is public. Add --public, or choose another name.")
+        old = {sibling.rfilename for sibling in there.siblings} - {*files, ".gitattributes"}
+        operations = [CommitOperationAdd(name, str(place / name)) for name in files]
+        operations += [CommitOperationDelete(name) for name in sorted(old)]
+        message = f"Publish {repo_id}"
+        return api.create_commit(repo_id, operations, commit_message=message, parent_commit=there.sha)
+    except (HfHubHTTPError, OSError) as error:
+        raise PublishError(f"{repo_id}: not uploaded ({error}). The Hub is as it was; run the command again.") from error
+
+
+def verify(place: Path, files: list[str], repo_id: str, revision: str) -> None:
+    """Compare what the Hub now gives with what was sent.
+
+    Raises:
+        PublishError: The files that differ.
+    """
+    from huggingface_hub import snapshot_download
+
+    with tempfile.TemporaryDirectory() as cache:
+        arrived = snapshot_download(repo_id, revision=revision, cache_dir=cache)
+        wrong = [name for name in files if _digest(Path(arrived, name)) != _digest(place / name)]
+    if wrong:
+        raise PublishError(f"{repo_id}, {revision}: {', '.join(wrong)} arrived changed. Publish again.")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
