@@ -6,11 +6,14 @@ INSTALLED := .venv/installed
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 
-.PHONY: demo test table lint clean
+.PHONY: demo app test table lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/pinyin-llm transcribe --format tsv samples/*.wav samples/*.flac samples/*.ogg \
 		| $(BIN)/pinyin-llm score samples/references.tsv /dev/stdin --each
+
+app: $(INSTALLED)
+	$(BIN)/pinyin-llm demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 
 
 TRANSCRIBE_EXAMPLES = """examples:
@@ -61,7 +62,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def _add_transcribe(add: Callable) -> None:
     parser = add("transcribe", help="sound files to text", epilog=TRANSCRIBE_EXAMPLES)
-    parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, mp3, ogg; folders; patterns like 'a/*.wav'")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="wav, flac, mp3, ogg; folders; patterns like 'a/*.wav'"
+    )
     parser.add_argument("--format", choices=("txt", "srt", "vtt", "tsv", "json"), default="txt", help="default: txt")
     parser.add_argument("-o", "--output", metavar="DIR", help="a file each in DIR; those that are there are not redone")
     parser.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="default: %(default)s")
@@ -87,7 +90,9 @@ def _add_score(add: Callable) -> None:
     parser = add("score", help="character error rate of texts against references")
     parser.add_argument("references", metavar="REF.tsv", help="file TAB text, with or without a header")
     parser.add_argument("hypotheses", metavar="HYP.tsv", help="the same, as `transcribe --format tsv` writes it")
-    parser.add_argument("--each", action="store_true", help="every file with its reference, text and error rate as well")
+    parser.add_argument(
+        "--each", action="store_true", help="every file with its reference, text and error rate as well"
+    )
     parser.add_argument("--json", action="store_true", help="the numbers as JSON")
     parser.set_defaults(command=_score)
 
@@ -135,8 +140,8 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from pinyin_llm.audio_pinyin_llm import seconds_of
-    from pinyin_llm.formats import FORMATS, as_dict
     from pinyin_llm.pipeline_pinyin_llm import transcribe
+    from pinyin_llm.transcript_pinyin_llm import FORMATS, as_dict
     from pinyin_llm.transcription import find_sounds, plan_outputs, write_whole
 
     sounds = find_sounds(arguments.files)
@@ -206,18 +211,27 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    _need("gradio", "demo")
     model, processor = _load(arguments.model)
-    from pinyin_llm.app import build_page
+    from pinyin_llm.app import launch
+    from pinyin_llm.pipeline_pinyin_llm import PinyinLlamaPipeline
 
-    build_page(model, processor).launch(server_name=arguments.host, server_port=arguments.port)
+    launch(PinyinLlamaPipeline(model, processor=processor), arguments.host, arguments.port)
     return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    _need("fastapi", "serve")
     model, processor = _load(arguments.model)
     from pinyin_llm.serve import serve
 
     return serve(model, processor, arguments.host, arguments.port, arguments.batch_size, arguments.queue)
+
+
+def _need(package: str, extra: str) -> None:
+    """Refuse a command whose packages are not installed, before the model is loaded."""
+    if find_spec(package) is None:
+        raise ValueError(f"`pinyin-llm {extra}` needs {package}: pip install 'pinyin-llm[{extra}]'.")
 
 
 def _number(rate: float) -> float | None:

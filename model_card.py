@@ -1,8 +1,8 @@
 """The model card of a folder, from its configuration, the records of its runs and its measured results.
 
-    run*.json      written by the training scripts, one a stage
-    results.json   written by benchmarks/asr.py --json
-    card.yaml      by hand: whatever else the front matter says (license, base_model, datasets), and `training_data`
+run*.json      written by the training scripts, one a stage
+results.json   written by benchmarks/asr.py --json
+card.yaml      by hand: whatever else the front matter says (license, base_model, datasets), and `training_data`
 """
 
 import json
@@ -21,7 +21,10 @@ TERMS = {
         "line: Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
     ),
     "google/gemma": ("gemma", "Its language model is Gemma: the Gemma Terms of Use apply."),
-    "openai/whisper": ("apache-2.0", "The encoder is Whisper's (OpenAI), whose weights are free to use: Apache-2.0, or MIT."),
+    "openai/whisper": (
+        "apache-2.0",
+        "The encoder is Whisper's (OpenAI), whose weights are free to use: Apache-2.0, or MIT.",
+    ),
 }
 LICENSE, CODE_TERMS = "apache-2.0", "The code is Apache-2.0."
 
@@ -48,7 +51,8 @@ def write_card(folder: Path, repo_id: str) -> None:
         language_model=config["text_config"]["model_type"],
         projector=_projector(config),
         delta=", ".join(_name_base(config["delta"][part]) for part in ("audio_tower", "language_model"))
-        if config.get("delta") else "",
+        if config.get("delta")
+        else "",
         parts=count_parameters(folder),
         stages=[{"command": record["command"], "about": _about(record)} for record in records],
         training_data=training_data,
@@ -147,7 +151,9 @@ def _about(record: dict) -> str:
     arguments = record["arguments"]
     facts = [f"{arguments['max_steps']} steps" if arguments.get("max_steps", -1) > 0 else ""]
     facts.append(f"learning rate {arguments['learning_rate']}")
-    facts += [f"{name.removeprefix('eval_')} {value:.4f}" for name, value in record["metrics"].items() if name != "epoch"]
+    facts += [
+        f"{name.removeprefix('eval_')} {value:.4f}" for name, value in record["metrics"].items() if name != "epoch"
+    ]
     return ", ".join(filter(None, facts)) + "."
 
 

@@ -2,11 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
-from huggingface_hub import get_session
 from transformers import Pipeline
 
 from .audio_pinyin_llm import (
@@ -17,7 +16,8 @@ from .audio_pinyin_llm import (
     read_pieces,
     why_no_speech,
 )
-from .generation_pinyin_llm import Syllable, Written, write_speech
+from .generation_pinyin_llm import Written, write_speech
+from .transcript_pinyin_llm import FORMATS, Chunk, Transcript, characters_of
 
 
 NUM_BEAMS = 3  # wider beams gain nothing more (measured here and by WeST: docs/log.md)
@@ -30,55 +30,6 @@ CUSTOM_PIPELINES = {
         "type": "multimodal",
     }
 }
-
-
-@dataclass
-class Chunk:
-    """A stretch of speech between two pauses, with times in seconds of the whole sound.
-
-    Args:
-        heard: The syllables that the bridge heard, one a character; empty without a bridge.
-        alternatives: The best texts and their scores, if several were asked for.
-    """
-
-    start: float
-    end: float
-    text: str = ""
-    heard: list[Syllable] = field(default_factory=list)
-    alternatives: list[tuple[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class Transcript:
-    """What became of one sound.
-
-    Args:
-        source: As it was given.
-        chunks: What was said, in order of time.
-        seconds: Length of the sound.
-        error: Why there is no text, and what was expected instead.
-        why_empty: What an empty text without error means.
-    """
-
-    source: object
-    chunks: list[Chunk] = field(default_factory=list)
-    seconds: float = 0.0
-    error: AudioError | None = None
-    why_empty: str = "nothing was heard"
-
-    @property
-    def text(self) -> str:
-        return "".join(chunk.text for chunk in self.chunks)
-
-    @property
-    def alternatives(self) -> list[tuple[str, float]]:
-        """The best texts of the whole sound and their scores; chunks are independent, so their scores add up."""
-        best = [("", 0.0)]
-        for chunk in self.chunks:
-            count = max(len(chunk.alternatives), 1)
-            joined = [(text + more, score + plus) for text, score in best for more, plus in chunk.alternatives]
-            best = sorted(joined or best, key=lambda ranked: -ranked[1])[:count]
-        return best if self.chunks and self.chunks[0].alternatives else []
 
 
 def transcribe(
@@ -127,8 +78,9 @@ def transcribe(
 
 def _fill(chunk: Chunk, written: Written) -> None:
     chunk.text, chunk.alternatives, chunk.heard = written.text, written.alternatives, written.heard
-    for syllable in chunk.heard:
-        syllable.start, syllable.end = (round(time + chunk.start, 2) for time in (syllable.start, syllable.end))
+    for syllable in chunk.heard:  # the bridge counts in frames of 40 ms, the last of which may reach beyond the piece
+        times = (min(round(chunk.start + time, 2), chunk.end) for time in (syllable.start, syllable.end))
+        syllable.start, syllable.end = times
 
 
 def _speech(transcript: Transcript, longest_seconds: float) -> Iterator[tuple[Chunk, np.ndarray]]:
@@ -186,11 +138,10 @@ def open_sound(source):
 
 def _fetch(url: str) -> bytes:
     try:
-        response = get_session().get(url, follow_redirects=True, timeout=60)
-        response.raise_for_status()
-    except Exception as error:  # the client's own kinds of failure differ between releases of huggingface_hub
+        with urlopen(url, timeout=60) as response:
+            return response.read()
+    except OSError as error:
         raise AudioError(f"{url}: cannot be fetched ({error}). Expected the address of a sound file.") from error
-    return response.content
 
 
 class PinyinLlamaPipeline(Pipeline):
@@ -203,8 +154,10 @@ class PinyinLlamaPipeline(Pipeline):
     Args:
         batch_size: Pieces at once.
         chunk_length_s: Longer sounds are cut at pauses; 30 s at most.
-        return_timestamps: True or "chunk" adds "chunks": [{"text", "timestamp": (start, end)}] between pauses.
+        return_timestamps: True or "chunk" adds "chunks": [{"text", "timestamp": (start, end)}], cut at pauses; "char" has a
+            chunk for each character, with the "pinyin" heard and its "confidence".
         num_return_sequences: From 2 on adds "alternatives": [{"text", "score"}], best first.
+        formats: Adds the text as "txt", "srt", "vtt", "tsv" or "json", each under its name.
         generate_kwargs: For `model.generate`, e.g. {"num_beams": 5}.
     """
 
@@ -214,18 +167,27 @@ class PinyinLlamaPipeline(Pipeline):
     _load_image_processor = False
 
     def _sanitize_parameters(
-        self, return_timestamps=None, chunk_length_s=None, num_return_sequences=None, generate_kwargs=None, **unknown
+        self,
+        return_timestamps=None,
+        chunk_length_s=None,
+        num_return_sequences=None,
+        formats=None,
+        generate_kwargs=None,
+        **unknown,
     ):
         if unknown:
             raise ValueError(f"Unknown: {', '.join(unknown)}. What `generate` takes goes into generate_kwargs={{...}}.")
-        if return_timestamps not in (None, False, True, "chunk"):
-            raise ValueError(f"return_timestamps must be True or 'chunk', found {return_timestamps!r}.")
+        if return_timestamps not in (None, False, True, "chunk", "char"):
+            raise ValueError(f"return_timestamps must be True, 'chunk' or 'char', found {return_timestamps!r}.")
         if chunk_length_s is not None and not 1 <= chunk_length_s <= LONGEST_WINDOW_SECONDS:
             raise ValueError(f"chunk_length_s must be 1 to {LONGEST_WINDOW_SECONDS:g}, found {chunk_length_s}.")
+        if wrong := set(formats or ()) - FORMATS.keys():
+            raise ValueError(f"formats must be of {', '.join(FORMATS)}, found {', '.join(sorted(wrong))}.")
         forward = dict(generate_kwargs or {})
         forward |= {"longest_seconds": chunk_length_s} if chunk_length_s else {}
         forward |= {"num_return_sequences": num_return_sequences} if num_return_sequences else {}
-        return {}, forward, {} if return_timestamps is None else {"return_timestamps": bool(return_timestamps)}
+        post = {"return_timestamps": return_timestamps, "formats": formats}
+        return {}, forward, {name: value for name, value in post.items() if value is not None}
 
     def __call__(self, inputs, batch_size: int | None = None, **parameters):
         _, forward, post = self._sanitize_parameters(**parameters)
@@ -247,7 +209,9 @@ class PinyinLlamaPipeline(Pipeline):
     def _forward(self, sources: Iterable, **parameters) -> Iterator[Transcript]:
         return transcribe(self.model, self.processor, sources, **parameters)
 
-    def postprocess(self, transcript: Transcript, single: bool, return_timestamps: bool = False) -> dict:
+    def postprocess(
+        self, transcript: Transcript, single: bool, return_timestamps: bool | str = False, formats: tuple[str, ...] = ()
+    ) -> dict:
         """The answer of the task for one sound."""
         result = {"text": transcript.text}
         if transcript.error:
@@ -255,11 +219,13 @@ class PinyinLlamaPipeline(Pipeline):
                 raise transcript.error
             warnings.warn(str(transcript.error), AudioWarning, stacklevel=2)
             result["error"] = str(transcript.error)
-        if return_timestamps:
+        if return_timestamps == "char":
+            result["chunks"] = characters_of(transcript)
+        elif return_timestamps:
             result["chunks"] = [{"text": c.text, "timestamp": (c.start, c.end)} for c in transcript.chunks]
         if transcript.alternatives:
             result["alternatives"] = [{"text": text, "score": score} for text, score in transcript.alternatives]
-        return result
+        return result | {name: FORMATS[name](transcript) for name in formats}
 
 
-__all__ = ["Chunk", "PinyinLlamaPipeline", "Transcript", "transcribe"]
+__all__ = ["PinyinLlamaPipeline", "transcribe"]

@@ -132,7 +132,9 @@ def try_out(place: Path) -> str:
             check=False,
         )
     if run.returncode:
-        raise PublishError(f"The assembled folder does not work where this package is not installed:\n{run.stderr[-2000:]}")
+        raise PublishError(
+            f"The assembled folder does not work where this package is not installed:\n{run.stderr[-2000:]}"
+        )
     return run.stdout.strip()
 
 
@@ -157,7 +159,9 @@ def upload(place: Path, files: list[str], repo_id: str, private: bool):
         message = f"Publish {repo_id}"
         return api.create_commit(repo_id, operations, commit_message=message, parent_commit=there.sha)
     except (HfHubHTTPError, OSError) as error:
-        raise PublishError(f"{repo_id}: not uploaded ({error}). The Hub is as it was; run the command again.") from error
+        raise PublishError(
+            f"{repo_id}: not uploaded ({error}). The Hub is as it was; run the command again."
+        ) from error
 
 
 def verify(place: Path, files: list[str], repo_id: str, revision: str) -> None:

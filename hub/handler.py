@@ -37,4 +37,6 @@ def _sound(inputs) -> bytes:
     try:
         return base64.b64decode(inputs, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"inputs: expected base64 of a wav, flac, mp3 or ogg file, found other text ({error}).") from error
+        raise ValueError(
+            f"inputs: expected base64 of a wav, flac, mp3 or ogg file, found other text ({error})."
+        ) from error

@@ -119,7 +119,9 @@ def make_handler(hub: Hub) -> type:
             return self.answer(200, {"errors": [], "warnings": []})
 
         def create(self, wanted: dict) -> None:
-            name = wanted["name"] if "/" in wanted["name"] else f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+            name = (
+                wanted["name"] if "/" in wanted["name"] else f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+            )
             if not self.is_owner():
                 return self.answer(401)
             created = {"url": f"{hub.url}/{name}", "id": name, "name": name}
@@ -148,7 +150,9 @@ def make_handler(hub: Hub) -> type:
                 return self.answer(404, X_Error_Code="RevisionNotFound")
             digest, files = commit
             if kind == "tree":
-                return self.answer(200, [{"type": "file", "path": path, **_entry(data)} for path, data in files.items()])
+                return self.answer(
+                    200, [{"type": "file", "path": path, **_entry(data)} for path, data in files.items()]
+                )
             siblings = [{"rfilename": path} for path in files]
             about = {"id": repo_id, "modelId": repo_id, "sha": digest, "siblings": siblings, "tags": [], "downloads": 0}
             return self.answer(200, about | {"private": repository.private, "pipeline_tag": None})

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from conftest import build_model, build_processor, tone
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.cli import main
-from pinyin_llm.generation_pinyin_llm import transcribe_clips
+from pinyin_llm.generation_pinyin_llm import Written, transcribe_clips
+from pinyin_llm.pipeline_pinyin_llm import transcribe
 from pinyin_llm.scoring import score
-from pinyin_llm.transcription import MINI_MODEL, load_model, transcribe_files
+from pinyin_llm.transcription import MINI_MODEL, load_model
 
 
+COMMANDS = ("transcribe", "convert", "score", "publish", "demo", "serve")
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
@@ -99,8 +102,8 @@ class TestTranscribe:
         assert "silent.wav: silent" in talk
 
     def test_noise_in_which_nothing_is_heard_warns(self, run, sounds, monkeypatch):
-        write_nothing = lambda model, processor, clips, *_, **__: [""] * len(clips)  # noqa: E731
-        monkeypatch.setattr("pinyin_llm.transcription.transcribe_clips", write_nothing)
+        write_nothing = lambda model, processor, clips, **_: [Written("") for _ in clips]  # noqa: E731
+        monkeypatch.setattr("pinyin_llm.pipeline_pinyin_llm.write_speech", write_nothing)
         code, lines, talk = run("transcribe", sounds["short.wav"])
         assert (code, lines) == (0, [""])
         assert "short.wav: nothing was heard; its text is empty" in talk
@@ -129,8 +132,59 @@ class TestTranscribe:
         code, lines, _ = run("transcribe", sounds["short.wav"], sounds["empty.wav"], "--format", "json")
         rows = json.loads("\n".join(lines))
         assert code == 1
-        assert [set(row) for row in rows] == [{"file", "text"}] * 2
+        known = {"file", "text", "seconds", "chunks", "heard"}
+        assert [set(row) for row in rows] == [known, {*known, "error"}]
+        assert len(rows[0]["heard"]) == len(rows[0]["text"]) > 0
         assert [row["file"] for row in rows] == [sounds["short.wav"], sounds["empty.wav"]]
+
+    @pytest.mark.parametrize(("form", "point"), [("srt", ","), ("vtt", ".")])
+    def test_subtitles(self, run, sounds, form, point):
+        code, lines, _ = run("transcribe", sounds["long.wav"], "--format", form)
+        text = run("transcribe", sounds["long.wav"])[1][0]
+        clocks = [re.fullmatch(rf"(\S+{re.escape(point)}\d{{3}}) --> (\S+)", line) for line in lines]
+        times = [time for match in clocks if match for time in match.groups()]
+        assert code == 0
+        assert times == sorted(times)
+        assert times[-1] <= f"00:00:40{point}000"
+        said = [lines[place + 1] for place, match in enumerate(clocks) if match]
+        assert "".join(said) == text
+        assert max(map(len, said)) <= 20
+        assert run("transcribe", sounds["short.wav"], sounds["long.wav"], "--format", form)[0] == 2
+
+    def test_best_texts(self, run, sounds):
+        rows = json.loads(
+            "\n".join(run("transcribe", sounds["short.wav"], "--format", "json", "--alternatives", "3")[1])
+        )
+        scores = [row["score"] for row in rows[0]["alternatives"]]
+        assert len(scores) == 3
+        assert scores == sorted(scores, reverse=True)
+
+    def test_folders_and_patterns_into_a_folder(self, run, sounds, tmp_path):
+        (tmp_path / "in" / "deep").mkdir(parents=True)
+        for place in ("short.wav", "deep/short.wav", "deep/stereo.flac", "empty.wav"):
+            shutil.copy(sounds[Path(place).name], tmp_path / "in" / place)
+        (tmp_path / "in" / "notes.md").write_text("not a sound")
+        arguments = ("transcribe", str(tmp_path / "in"), str(tmp_path / "*.ogg"), "-o", str(tmp_path / "out"))
+        code, lines, talk = run(*arguments)
+        written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        assert (code, lines) == (1, [])
+        assert "empty.wav: is empty" in talk
+        assert written == {"short.txt", "deep/short.txt", "deep/stereo.txt", "telephone.txt"}
+        (tmp_path / "out" / "short.txt").write_text("kept")
+        (tmp_path / "out" / "deep" / "short.txt").unlink()
+        code, _, talk = run(*arguments)
+        assert "3 of 5 are there already" in talk
+        assert (tmp_path / "out" / "short.txt").read_text() == "kept"
+        assert (tmp_path / "out" / "deep" / "short.txt").read_text("utf-8").strip()
+
+    def test_two_sounds_for_one_output_are_refused(self, run, sounds, tmp_path):
+        shutil.copy(sounds["stereo.flac"], tmp_path / "short.flac")
+        code, _, talk = run(
+            "transcribe", sounds["short.wav"], str(tmp_path / "short.flac"), "-o", str(tmp_path / "out")
+        )
+        assert code == 2
+        assert "would both be written to" in talk
+        assert not (tmp_path / "out").exists()
 
     def test_batches_do_not_change_texts(self, run, sounds):
         files = [sounds[name] for name in ("short.wav", "long.wav", "stereo.flac", "silent.wav")]
@@ -145,7 +199,7 @@ class TestTranscribe:
                 opened.append(name)
                 yield sounds[name]
 
-        next(transcribe_files(bridge_model, processor, files(), batch_size=2))
+        next(transcribe(bridge_model, processor, files(), batch_size=2))
         assert opened == ["short.wav", "stereo.flac"]
 
     def test_bad_model(self, capsys, sounds, tmp_path):
@@ -277,7 +331,7 @@ class TestUsage:
         assert exit.value.code == 2
         assert capsys.readouterr().out == ""
 
-    @pytest.mark.parametrize("command", [[], ["transcribe"], ["convert"], ["score"]])
+    @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
     def test_help_is_quick(self, command):
         start = os.times()
         printed = subprocess.check_output([sys.executable, "-m", "pinyin_llm.cli", *command, "--help"], text=True)

@@ -120,7 +120,9 @@ def test_private_unless_asked_and_dry_run_uploads_nothing(hub, run, model_folder
 def test_broken_upload_leaves_the_hub_as_it_was(hub, run, model_folder, fault):
     repository = hub.repositories["user/broken"] = Repository(private=True)
     somebody = {"key": "file", "value": {"path": "theirs.txt", "content": ""}}
-    hub.broken, hub.meanwhile = (None, lambda: repository.commit([somebody])) if fault == "moved" else (fault, lambda: None)
+    hub.broken, hub.meanwhile = (
+        (None, lambda: repository.commit([somebody])) if fault == "moved" else (fault, lambda: None)
+    )
     before = dict(hub.files("user/broken"))
     try:
         report = publish(run, model_folder, "user/broken", code=2)

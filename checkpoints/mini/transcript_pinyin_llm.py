@@ -1,0 +1,1 @@
+../../transcript_pinyin_llm.py

@@ -1,0 +1,136 @@
+"""The demo page as people meet it: in a browser, and with what they should not send."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from pinyin_llm.app import accented
+from pinyin_llm.transcription import MINI_MODEL
+
+
+ROOT = Path(__file__).parents[1]
+SOUND, TEXT = ROOT / "samples" / "BAC009S0764W0121.wav", "甚至出现交易几乎停滞的情况"
+CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
+SECONDS_TO_START = 60  # 5 s on an idle laptop
+
+
+@pytest.fixture(scope="module")
+def page():
+    """The address of the page, with the mini model behind it."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    words = [sys.executable, "-m", "pinyin_llm.cli", "demo", "--model", str(MINI_MODEL), "--port", str(port)]
+    process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    address, end = f"http://127.0.0.1:{port}", time.time() + SECONDS_TO_START
+    while time.time() < end:
+        try:
+            urllib.request.urlopen(address).read()
+            break
+        except OSError:
+            time.sleep(0.25)
+    yield address
+    process.terminate()
+    process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def client(page) -> Client:
+    return Client(page, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium whose microphone says the sample."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("Chromium is not installed: apt-get install chromium chromium-driver fonts-noto-cjk")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    fake = (
+        "use-fake-device-for-media-stream",
+        "use-fake-ui-for-media-stream",
+        f"use-file-for-fake-audio-capture={SOUND}",
+    )
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1100,1300", *fake):
+        options.add_argument(f"--{flag}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.implicitly_wait(30)
+    yield driver
+    driver.quit()
+
+
+def value(browser, selector: str) -> str:
+    """What a text box says, once it says something."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    find = lambda driver: driver.find_element("css selector", selector).get_attribute("value")  # noqa: E731
+    return WebDriverWait(browser, 60).until(find)
+
+
+def test_upload_in_a_browser(page, browser):
+    browser.get(page)
+    browser.find_element("css selector", "input[type=file]").send_keys(str(SOUND))
+    browser.find_element("css selector", "audio, .waveform-container, [data-testid=waveform-SOUND]")
+    time.sleep(2)  # the upload itself
+    browser.find_element("id", "transcribe").click()
+    assert value(browser, "#text textarea") == TEXT
+    ruby = browser.find_elements("css selector", "#spoken ruby")
+    assert [cell.text.splitlines()[-1] for cell in ruby[:2]] == ["shèn", "zhì"]
+    browser.set_window_size(390, 900)  # a phone
+    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    browser.set_window_size(1100, 1300)
+
+
+def test_microphone_in_a_browser(page, browser):
+    browser.get(page)
+    browser.find_element("css selector", "[aria-label='Record audio'], button[title*=icrophone]").click()
+    browser.find_element("css selector", ".record-button, button.record").click()
+    time.sleep(6)
+    browser.find_element("css selector", ".stop-button, button.stop").click()
+    time.sleep(3)
+    browser.find_element("id", "transcribe").click()
+    assert "出现交易" in value(browser, "#text textarea")
+
+
+def test_pinyin_while_typing(page, browser):
+    browser.get(page)
+    next(tab for tab in browser.find_elements("css selector", "button[role=tab]") if "Pinyin" in tab.text).click()
+    browser.find_element("css selector", "#typed textarea, #typed input").send_keys("jin1 tian1 tian1 qi4 h")
+    time.sleep(3)
+    assert value(browser, "#written textarea") == "今天天气"
+
+
+def test_twenty_at_once_and_what_is_no_sound(client, tmp_path):
+    (tmp_path / "notes.txt").write_text("no sound at all")
+    with pytest.raises(AppError, match="cannot be read as sound"):
+        client.predict(handle_file(tmp_path / "notes.txt"), api_name="/transcribe")
+    (tmp_path / "huge.wav").write_bytes(bytes(100 * 2**20))
+    with pytest.raises(Exception, match="(?i)too large|exceeds|413"):
+        client.predict(handle_file(tmp_path / "huge.wav"), api_name="/transcribe")
+    with ThreadPoolExecutor(20) as pool:
+        answers = pool.map(lambda _: client.predict(handle_file(SOUND), api_name="/transcribe"), range(20))
+        assert [answer[0] for answer in answers] == [TEXT] * 20
+
+
+def test_downloads(client):
+    answer = client.predict(handle_file(SOUND), api_name="/transcribe")
+    txt, srt = (Path(part["value"] if isinstance(part, dict) else part) for part in answer[3:])
+    assert txt.read_text("utf-8") == f"{TEXT}\n"
+    assert " --> " in srt.read_text("utf-8")
+
+
+def test_tone_marks():
+    units = ["hao3", "lü4", "jiu3", "gui1", "ou3", "xue2", "de5", "er2", "zhuang4"]
+    assert list(map(accented, units)) == ["hǎo", "lǜ", "jiǔ", "guī", "ǒu", "xué", "de", "ér", "zhuàng"]

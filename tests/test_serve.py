@@ -1,0 +1,120 @@
+"""`pinyin-llm serve` as OpenAI's own client meets it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import build_model, build_processor, tone
+from openai import BadRequestError, InternalServerError, OpenAI
+
+from pinyin_llm.transcription import MINI_MODEL
+
+
+SOUND = Path(__file__).parents[1] / "samples" / "BAC009S0764W0121.wav"
+TEXT = "甚至出现交易几乎停滞的情况"
+
+
+@contextmanager
+def serving(model, *flags: str):
+    """A server process and a client of it; ends the server as `kill` does."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    words = [sys.executable, "-m", "pinyin_llm.cli", "serve", "--model", str(model), "--port", str(port), *flags]
+    process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    try:
+        yield process, wait_for(OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0))
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for(client: OpenAI) -> OpenAI:
+    for _ in range(240):
+        try:
+            client.models.list()
+            return client
+        except Exception:  # not up yet
+            time.sleep(0.25)
+    raise TimeoutError("The server did not start within a minute.")
+
+
+@pytest.fixture(scope="module")
+def client():
+    with serving(MINI_MODEL) as (_, client):
+        yield client
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory) -> tuple[Path, Path]:
+    """A tiny model, and a sound that keeps it busy for a while."""
+    folder = tmp_path_factory.mktemp("slow")
+    build_model("pinyin_bridge").save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    soundfile.write(folder / "long.wav", tone(120.0), 16000)
+    return folder, folder / "long.wav"
+
+
+def test_formats(client):
+    def ask(form: str, **more):
+        return client.audio.transcriptions.create(model="mini", file=SOUND, response_format=form, **more)
+
+    assert ask("json", language="zh").text == TEXT
+    assert ask("text").strip() == TEXT
+    assert ask("srt").startswith("1\n00:00:00,")
+    verbose = ask("verbose_json", timestamp_granularities=["word"])
+    assert (verbose.text, round(verbose.duration, 1)) == (TEXT, 4.2)
+    assert "".join(word.word for word in verbose.words) == TEXT
+    assert verbose.segments[0].end <= verbose.duration
+
+
+def test_what_it_refuses(client, tmp_path):
+    (tmp_path / "page.wav").write_text("<!DOCTYPE html>")
+    for wrong, message in (
+        ({"file": tmp_path / "page.wav"}, "HTML page"),
+        ({"language": "en"}, "Mandarin"),
+        ({"response_format": "xml"}, "response_format"),
+    ):
+        with pytest.raises(BadRequestError, match=message):
+            client.audio.transcriptions.create(**({"model": "mini", "file": SOUND} | wrong))
+
+
+def test_twenty_at_once(client):
+    def ask(_):
+        return client.audio.transcriptions.create(model="mini", file=SOUND).text
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(ask, range(20))) == [TEXT] * 20
+
+
+def test_full_queue_refuses_and_the_rest_is_answered(slow):
+    folder, sound = slow
+    with serving(folder, "--batch_size", "1", "--queue", "2") as (_, client), ThreadPoolExecutor(12) as pool:
+
+        def ask(_) -> str:
+            try:
+                return client.audio.transcriptions.create(model="tiny", file=sound).text and "answered"
+            except InternalServerError as error:
+                return f"{error.status_code}, again after {error.response.headers['Retry-After']}"
+
+        fates = list(pool.map(ask, range(12)))
+        assert set(fates) == {"answered", "503, again after 1"}
+        assert ask(0) == "answered"
+
+
+def test_shutdown_answers_what_is_under_way(slow):
+    folder, sound = slow
+    with serving(folder) as (process, client), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.audio.transcriptions.create, model="tiny", file=sound)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert asked.result(timeout=60).text
+        assert process.wait(60) == -signal.SIGTERM  # uvicorn ends itself by the signal, after all is done
