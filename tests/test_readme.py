@@ -10,7 +10,7 @@ import pytest
 
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+NAMES = ("README.md", "README_zh.md")
 QUICK = ("pinyin-llm transcribe", "pinyin-llm convert", "pinyin-llm score")  # the others train, publish or serve
 
 pytestmark = pytest.mark.skipif(
@@ -18,14 +18,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(name: str, language: str = "") -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[str]:
-    """The quick `pinyin-llm` lines of the bash blocks, continued lines joined."""
-    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if any(command in line for command in QUICK)]
+    """The quick `pinyin-llm` lines of the bash blocks of all READMEs, continued lines joined."""
+    bash = [block for name in NAMES for block in blocks(name, "bash")]
+    lines = [line for block in bash for line in block.replace("\\\n", " ").splitlines()]
+    return list(dict.fromkeys(line for line in lines if any(command in line for command in QUICK)))
 
 
 @pytest.mark.parametrize("command", commands())
@@ -43,7 +45,28 @@ def test_command(command):
     assert run.stdout.strip() or ">" in command
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_block(block, monkeypatch):
+@pytest.mark.parametrize("name", NAMES)
+def test_python_blocks(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    namespace = {"__name__": "readme"}
+    for block in blocks(name, "python"):
+        exec(compile(block, name, "exec"), namespace)
+    written = capsys.readouterr().out
+    assert "甚至出现交易几乎停滞的情况" in written
+    assert "今天天气很好" in written
+
+
+def skeleton(name: str) -> tuple:
+    """What no translation changes: how many headings, the code without its comments, the numbers of the tables."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    headings = len(re.findall("^## ", text, flags=re.MULTILINE))
+    fences = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    code = [re.sub(r"\s+#.*", "", line) for block in fences for line in block.splitlines()]
+    tables = re.findall(r"^\|.*\|$", text, flags=re.MULTILINE)
+    numbers = [re.findall(r"\d+\.\d+|`[^`]+`", row) for row in tables]
+    return headings, code, numbers
+
+
+def test_the_chinese_readme_is_as_complete():
+    english, chinese = map(skeleton, NAMES)
+    assert english == chinese
