@@ -119,7 +119,7 @@ def _add_serve(add: Callable) -> None:
     parser = add("serve", help="a server with OpenAI's /v1/audio/transcriptions", epilog=SERVE_EXAMPLES)
     _add_model(parser, beams=False)
     _add_address(parser, 8000)
-    parser.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="requests at once; %(default)s")
+    parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="requests at once; %(default)s")
     parser.add_argument("--queue", type=_positive, default=64, metavar="N", help="waiting before 503; %(default)s")
     parser.set_defaults(command=_serve)
 

@@ -88,7 +88,7 @@ class Batcher:
         return jobs
 
 
-def build_server(model, processor, batch_size: int = 8, most_waiting: int = 64) -> FastAPI:
+def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64) -> FastAPI:
     """The application; its lifespan owns the [`Batcher`]."""
 
     @asynccontextmanager

@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--rounds", type=int, default=3, help="the median is shown")
     parser.add_argument("--model", default=str(SAMPLES.parent / "checkpoints" / "mini"))
-    parser.add_argument("--batch_size", default="8")
+    parser.add_argument("--batch_size", default="32")
     arguments = parser.parse_args()
     port = free_port()
     flags = ["--model", arguments.model, "--port", str(port), "--batch_size", arguments.batch_size]
