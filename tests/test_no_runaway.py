@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from pinyin_llm.pipeline_pinyin_llm import transcribe
 from pinyin_llm.scoring import pair_texts, read_texts, score
-from pinyin_llm.transcription import MINI_MODEL, load_model, transcribe_files
+from pinyin_llm.transcription import MINI_MODEL, load_model
 
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -125,7 +126,7 @@ def files(tmp_path_factory) -> list[str]:
 
 @pytest.mark.parametrize("num_beams", [1, 3])  # beam 3 is the command line's own
 def test_where_nobody_speaks_next_to_nothing_is_written(num_beams, mini, files):
-    results = list(transcribe_files(*mini, files, num_beams=num_beams))
+    results = list(transcribe(*mini, files, num_beams=num_beams))
     wrote = {Path(result.source).name: result.text for result in results}
     assert len(wrote) == 100
     assert not any(result.error for result in results)
@@ -134,7 +135,7 @@ def test_where_nobody_speaks_next_to_nothing_is_written(num_beams, mini, files):
 
 def test_speech_is_written_without_repetitions(mini):
     said = {str(SAMPLES / name): text for name, text in read_texts(SAMPLES / "references.tsv").items()}
-    wrote = {result.source: result.text for result in transcribe_files(*mini, said, num_beams=3)}
+    wrote = {result.source: result.text for result in transcribe(*mini, said, num_beams=3)}
     found = score(*pair_texts(said, wrote))
     assert found.repetitions == 0
     assert found.cer < 0.5  # an empty text repeats nothing either
