@@ -1,4 +1,4 @@
-"""pinyin-llm transcribe | convert | score | publish | demo | serve: flags and exit codes; the work is elsewhere.
+"""pinyin-llm transcribe | convert | score | publish | demo | serve | info: flags and exit codes; the work is elsewhere.
 
 Results go to stdout, talk to stderr. Exit codes: 0 all done, 1 some inputs failed, 2 bad usage or nothing done.
 """
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pinyin-llm", description="Mandarin speech and pinyin to characters.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_transcribe, _add_convert, _add_score, _add_publish, _add_demo, _add_serve):
+    for add in (_add_transcribe, _add_convert, _add_score, _add_publish, _add_demo, _add_serve, _add_info):
         add(lambda name, **texts: commands.add_parser(name, formatter_class=HelpFormatter, **texts))
     return parser
 
@@ -122,6 +122,12 @@ def _add_serve(add: Callable) -> None:
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="requests at once; %(default)s")
     parser.add_argument("--queue", type=_positive, default=64, metavar="N", help="waiting before 503; %(default)s")
     parser.set_defaults(command=_serve)
+
+
+def _add_info(add: Callable) -> None:
+    parser = add("info", help="parameters and bytes of a model by part; no weight is read")
+    parser.add_argument("--model", metavar="DIR|ID", help="default: full size, Whisper-large-v3 and LLaMA2-7b")
+    parser.set_defaults(command=_info)
 
 
 def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
@@ -226,6 +232,18 @@ def _serve(arguments: argparse.Namespace) -> int:
     from pinyin_llm.serve import serve
 
     return serve(model, processor, arguments.host, arguments.port, arguments.batch_size, arguments.queue)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from pinyin_llm import PinyinLlamaConfig
+    from pinyin_llm.estimate import build_on_meta, count_parameters
+
+    config = PinyinLlamaConfig.from_pretrained(arguments.model) if arguments.model else PinyinLlamaConfig()
+    counts = {part: count for part, (count, _) in count_parameters(build_on_meta(config)).items()}
+    _write(f"{'part':<24}{'parameters':>16}{'GB in bfloat16':>16}")
+    for part, count in (counts | {"all": sum(counts.values())}).items():
+        _write(f"{part:<24}{count:>16,}{2 * count / 1e9:>16.3f}")
+    return 0
 
 
 def _need(package: str, extra: str) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, WhisperModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, resolve_revision
 
+from .audio_tower_pinyin_llm import PinyinLlamaAudioTower
 from .configuration_pinyin_llm import PinyinLlamaConfig
 
 
@@ -42,9 +43,9 @@ def read_delta_config(folder, arguments: dict) -> PreTrainedConfig | None:
     return config if config.delta else None
 
 
-def _load_base(model_class, base: dict, folder):
+def _load_base(load, base: dict, folder, **kwargs):
     try:
-        return model_class.from_pretrained(base["name"], revision=base["revision"], dtype=torch.float32)
+        return load(base["name"], revision=base["revision"], **kwargs)
     except OSError as error:
         raise OSError(
             f"{folder} holds only what was learned, on {base['name']}, which is not to be had ({error}). "
@@ -68,26 +69,42 @@ def _load_adapters(language_model, folder, count: int, hub: dict) -> tuple[torch
     return language_model, adapters
 
 
-def load_delta(folder, config: PreTrainedConfig, arguments: dict) -> tuple[dict, list]:
-    """A folder of [`save_delta`] -> what `from_pretrained(None, ...)` makes the whole model of, and the adapters.
+def load_delta(model_class, folder, config: PreTrainedConfig, arguments: dict) -> tuple[torch.nn.Module, dict]:
+    """A folder of [`save_delta`] -> the whole model, and the keys that are missing or left over.
+
+    The bases come as `dtype` says (float32 without), what was learned as it was saved. The parts are put together where
+    they are: there is never a second copy of a base.
 
     Args:
+        model_class: `PinyinLlamaForASR`.
         folder: Folder or Hub id.
         config: Its configuration.
-        arguments: Those of `from_pretrained`.
+        arguments: Those of `from_pretrained`; the language model gets `quantization_config` and `device_map`.
 
     Raises:
         OSError: A base, or a file of the folder, is missing.
+        ValueError: Tensors of another shape than the configuration says.
     """
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
-    encoder = _load_base(WhisperModel, config.delta["audio_tower"], folder).encoder
-    language_model = _load_base(AutoModelForCausalLM, config.delta["language_model"], folder)
+    dtype = arguments.get("dtype") or "auto"
+    dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
+    placed = {
+        name: arguments[name] for name in ("quantization_config", "device_map") if arguments.get(name) is not None
+    }
+    tower = _load_base(PinyinLlamaAudioTower.from_whisper, config.delta["audio_tower"], folder, dtype=dtype)
+    load = AutoModelForCausalLM.from_pretrained
+    language_model = _load_base(load, config.delta["language_model"], folder, dtype=dtype, **placed)
     language_model, adapters = _load_adapters(language_model, folder, config.delta["adapters"], hub)
-    state = load_file(cached_file(folder, SAFE_WEIGHTS_NAME, **hub))
-    for prefix, part in (("audio_tower.", encoder), ("language_model.", language_model)):
-        state |= {prefix + name: tensor for name, tensor in part.state_dict().items()}
-    generation_config = GenerationConfig.from_pretrained(folder, **hub)
-    return {"generation_config": generation_config, **arguments, "config": config, "state_dict": state}, adapters
+    model = model_class.from_parts(config, tower, language_model)
+    model.adapters, model.generation_config = adapters, GenerationConfig.from_pretrained(folder, **hub)
+    try:
+        keys = model.load_state_dict(load_file(cached_file(folder, SAFE_WEIGHTS_NAME, **hub)), strict=False)
+    except RuntimeError as error:  # torch's words name the tensors and both shapes
+        raise ValueError(f"{folder}: {error}") from error
+    for part in (model.audio_tower, model.multi_modal_projector, model.pinyin_embeddings):
+        part.to(language_model.device)
+    missing = [name for name in keys.missing_keys if name.startswith(LEARNED_IN_FULL)]
+    return model.eval(), {"missing_keys": missing, "unexpected_keys": keys.unexpected_keys}
 
 
 def save_delta(model, folder: str | Path) -> None:

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, WhisperModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import can_return_tuple
 
+from .audio_tower_pinyin_llm import PinyinLlamaAudioTower
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
 from .delta_pinyin_llm import load_delta, name_base, read_delta_config
 from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
 
 
+PROJECTORS = {"pooling": PoolingProjector, "pinyin_bridge": PinyinBridge}
 TOKENS_A_CHARACTER = 3  # UTF-8 bytes of a Han character that the tokenizer does not know
 AUTO_MAP = {
     "AutoConfig": "configuration_pinyin_llm.PinyinLlamaConfig",
@@ -59,37 +59,6 @@ class PinyinLlamaOutput(ModelOutput):
     pinyin_confidence: torch.Tensor | None = None
 
 
-class PinyinLlamaAudioTower(WhisperEncoder):
-    """Whisper's encoder, same weights, for speech of any length up to 30 s in batches of mixed lengths.
-
-    The stock encoder demands 30 s windows; short clips pay for the silence. Here a clip's frames never depend on its
-    neighbours in the batch: what lies beyond its end is zeroed before each convolution and masked in attention.
-    """
-
-    def forward(self, input_features: torch.Tensor, input_features_mask: torch.Tensor) -> torch.Tensor:
-        """(B, M, F) log-mel and (B, F) mask -> (B, T, D).
-
-        Raises:
-            ValueError: More frames than Whisper has positions for (30 s).
-        """
-        frames = num_encoder_frames(input_features_mask.sum(-1))
-        limit = self.embed_positions.num_embeddings
-        if num_encoder_frames(input_features.shape[-1]) > limit:
-            raise ValueError(
-                f"Expected at most {2 * limit} mel frames ({limit / 50:.0f} s), found {input_features.shape[-1]}. "
-                "Cut longer audio at its pauses: split_at_pauses of audio_pinyin_llm, as transcribe_clips of "
-                "generation_pinyin_llm does."
-            )
-        mel_mask = input_features_mask[:, None].to(self.conv1.weight.dtype)
-        hidden = nn.functional.gelu(self.conv1(input_features.to(self.conv1.weight.dtype) * mel_mask))
-        hidden = nn.functional.gelu(self.conv2(hidden * mel_mask)).transpose(1, 2)  # B, M, F -> B, T, D
-        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
-        mask = create_bidirectional_mask(self.config, hidden, length_mask(frames, hidden.shape[1]).long())
-        for layer in self.layers:
-            hidden = layer(hidden, mask)
-        return self.layer_norm(hidden)
-
-
 class PinyinLlamaPreTrainedModel(PreTrainedModel):
     config_class = PinyinLlamaConfig
     base_model_prefix = ""
@@ -124,8 +93,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
     def __init__(self, config: PinyinLlamaConfig):
         super().__init__(config)
         self.audio_tower = PinyinLlamaAudioTower._from_config(config.audio_config)
-        projector = {"pooling": PoolingProjector, "pinyin_bridge": PinyinBridge}[config.projector_type]
-        self.multi_modal_projector = projector(config)
+        self.multi_modal_projector = PROJECTORS[config.projector_type](config)
         self.pinyin_embeddings = nn.Embedding(config.pinyin_vocab_size, config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.delta, config.delta = config.delta, None  # the bases, if known; the model in memory is whole
@@ -161,17 +129,15 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: The keys that are missing, left over, of another shape, or not finite.
         """
+        source = pretrained_model_name_or_path
         kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below
-        source, adapters = pretrained_model_name_or_path, []
         try:
             if config := read_delta_config(source, kwargs):
-                source, (kwargs, adapters) = None, load_delta(source, config, kwargs)
-            model, info = super().from_pretrained(source, *args, **kwargs)
+                model, info = load_delta(cls, source, config, kwargs)
+            else:
+                model, info = super().from_pretrained(source, *args, **kwargs)
         except SafetensorError as error:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: broken safetensors ({error}). Fetch it again."
-            ) from error
-        model.adapters = adapters
+            raise ValueError(f"{source}: broken safetensors ({error}). Fetch it again.") from error
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         tensors = [*model.named_parameters(), *model.named_buffers()]
         broken = [name for name, t in tensors if t.device.type != "meta" and not t.isfinite().all()]
@@ -179,19 +145,28 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             problems["not finite"] = broken
         if problems:
             report = "; ".join(f"{kind}: {', '.join(keys[:8])} ({len(keys)})" for kind, keys in problems.items())
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is no whole PinyinLLM checkpoint. {report}. Fetch it again."
-            )
+            raise ValueError(f"{source} is no whole PinyinLLM checkpoint. {report}. Fetch it again.")
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def from_base_models(cls, config: PinyinLlamaConfig, audio_tower: str, language_model: str | None):
-        """A new model on pretrained parts: the encoder of a Whisper checkpoint and a causal LM (`None`: random)."""
-        model = cls(config)
-        model.audio_tower.load_state_dict(WhisperModel.from_pretrained(audio_tower).encoder.state_dict())
-        if language_model is not None:
-            model.language_model = AutoModelForCausalLM.from_pretrained(language_model)
-            model.delta = {"audio_tower": name_base(audio_tower), "language_model": name_base(language_model)}
+    def from_base_models(cls, config: PinyinLlamaConfig, audio_tower: str, language_model: str, dtype=torch.float32):
+        """A new model on pretrained parts: the encoder of a Whisper checkpoint and a causal LM, both in `dtype`."""
+        bases = {"audio_tower": name_base(audio_tower), "language_model": name_base(language_model)}
+        tower = PinyinLlamaAudioTower.from_whisper(audio_tower, dtype=dtype)
+        model = cls.from_parts(config, tower, AutoModelForCausalLM.from_pretrained(language_model, dtype=dtype))
+        model.delta = bases
+        return model
+
+    @classmethod
+    def from_parts(cls, config: PinyinLlamaConfig, audio_tower, language_model):
+        """The model around parts that are in memory already, of which nothing is copied; the rest is untrained, float32."""
+        with torch.device("meta"):
+            model = cls(config)
+        model.audio_tower, model.language_model = audio_tower, language_model
+        model.multi_modal_projector = PROJECTORS[config.projector_type](config)
+        model.pinyin_embeddings = nn.Embedding(config.pinyin_vocab_size, config.hidden_size)
+        for part in (model.multi_modal_projector, model.pinyin_embeddings):
+            part.apply(model._init_weights)
         return model
 
     def get_pinyin_features(self, pinyin_ids: torch.Tensor) -> AudioSlots:

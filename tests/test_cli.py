@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import build_model, build_processor, tone
+from safetensors.torch import load_file
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.cli import main
@@ -22,7 +24,7 @@ from pinyin_llm.scoring import score
 from pinyin_llm.transcription import MINI_MODEL, load_model
 
 
-COMMANDS = ("transcribe", "convert", "score", "publish", "demo", "serve")
+COMMANDS = ("transcribe", "convert", "score", "publish", "demo", "serve", "info")
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
@@ -319,6 +321,33 @@ class TestScore:
 
     def test_missing_table(self, run):
         assert run("score", "nowhere.tsv", "nowhere.tsv")[0] == 2
+
+
+class TestInfo:
+    # config.json and the counts of meta-llama/Llama-2-7b-hf and of openai/whisper-large-v3 (1,543,490,560 with its decoder)
+    FULL_SIZE = {
+        "audio_tower": 636_968_960,
+        "multi_modal_projector": 1280 * 4096 + 4096,
+        "pinyin_embeddings": 1417 * 4096,
+        "language_model": 6_738_415_616,
+    }
+
+    def test_full_size_without_a_weight(self, run):
+        tracemalloc.start()
+        code, lines, _ = run("info")
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        counts = {line.split()[0]: int(line.split()[1].replace(",", "")) for line in lines[1:]}
+        assert code == 0
+        assert counts == {**self.FULL_SIZE, "all": sum(self.FULL_SIZE.values())}
+        assert held < 10**9
+
+    def test_a_folder(self, run, model_folder):
+        _, lines, _ = run("info", "--model", model_folder)
+        weights = load_file(Path(model_folder, "model.safetensors"))
+        buffers = weights.pop("multi_modal_projector.composition")
+        assert buffers.ndim == 2
+        assert int(lines[-1].split()[1].replace(",", "")) == sum(tensor.numel() for tensor in weights.values())
 
 
 class TestUsage:

@@ -1,0 +1,1 @@
+../../audio_tower_pinyin_llm.py
