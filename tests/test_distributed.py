@@ -1,0 +1,81 @@
+"""Two processes learn what one learns: the same losses with the same global batch, and checkpoints that either can go on from."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES, build_model, build_processor
+from safetensors.torch import load_file
+
+
+ROOT = Path(__file__).parents[1]
+STEPS, HALF = 6, 3
+SETTINGS = ["--use_cpu", "true", "--learning_rate", "0.01", "--disable_tqdm", "true", "--lora", "2", "--max_steps", str(STEPS),
+            "--logging_steps", "1", "--save_steps", str(HALF), "--eval_strategy", "no"]  # fmt: skip
+
+
+def train(processes: int, script: str, *words) -> None:
+    """Run a training script with a global batch of four rows."""
+    launch = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    batch = ["--per_device_train_batch_size", str(4 // processes)]
+    run = subprocess.run(
+        [sys.executable, *launch, ROOT / script, *map(str, words), *SETTINGS, *batch],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def losses(folder: Path) -> list[float]:
+    history = json.loads((folder / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())["log_history"]
+    return [row["loss"] for row in history if "loss" in row]
+
+
+@pytest.fixture(scope="module", params=["train_p2c.py", "train_asr.py"])
+def runs(request, parts, tmp_path_factory):
+    """Folders of the same run by one process, and by two; and the words that start it."""
+    folder = tmp_path_factory.mktemp("distributed")
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(SENTENCES * 4), encoding="utf-8")
+    build_model("mean").save_pretrained(folder / "model")
+    build_processor().save_pretrained(folder / "model")
+    data = {
+        "train_p2c.py": ["--texts", texts, "--num_proc", "1"],
+        "train_asr.py": ["--manifests", parts / "speech" / "manifest.tsv", "--cache_features", folder / "features"],
+    }[request.param]
+    words = [request.param, "--model", folder / "model", *data]
+    for processes in (1, 2):
+        train(processes, *words, "--output_dir", folder / str(processes))
+    return folder, words
+
+
+def test_same_losses(runs):
+    folder, _ = runs
+    one, two = losses(folder / "1"), losses(folder / "2")
+    assert len(one) == len(two) == STEPS
+    assert one == pytest.approx(two, abs=1e-3)
+    assert one[-1] != pytest.approx(one[0], abs=1e-2)  # something was learned
+
+
+@pytest.mark.parametrize(("begun", "ended"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on(runs, begun, ended):
+    folder, words = runs
+    place = folder / f"{begun} then {ended}"
+    shutil.copytree(
+        folder / str(begun), place, ignore=shutil.ignore_patterns(f"checkpoint-{STEPS}", "*.safetensors", "run.json")
+    )
+    shutil.copytree(folder / str(begun) / f"checkpoint-{HALF}", place / f"checkpoint-{HALF}", dirs_exist_ok=True)
+    train(ended, *words, "--output_dir", place)
+    straight, mixed = (load_file(path / "model.safetensors") for path in (folder / "1", place))
+    assert straight.keys() == mixed.keys()
+    for name, tensor in straight.items():
+        torch.testing.assert_close(mixed[name], tensor, atol=1e-3, rtol=0, msg=name)
