@@ -5,8 +5,8 @@ It needs transformers and gradio alone, so that it is a Space as it stands:  MOD
 
 import html
 import os
-import tempfile
 from pathlib import Path
+from urllib.parse import quote
 
 import gradio as gr
 
@@ -14,13 +14,15 @@ import gradio as gr
 TITLE = "# 拼音语音识别 · PinyinLLM"
 EXAMPLE = "jin1 tian1 tian1 qi4 hen3 hao3"
 MOST_BYTES = 50 * 2**20
+MOST_TYPED = 240  # characters: some 40 syllables, a line as the model learned them
+KEPT_SECONDS = 600  # how long an uploaded sound lies in the cache
 CANDIDATES = 5
 TONES = {"a": "āáǎà", "e": "ēéěè", "i": "īíǐì", "o": "ōóǒò", "u": "ūúǔù", "ü": "ǖǘǚǜ"}
 CSS = """
 .spoken {font-size: 1.6rem; line-height: 2.6; overflow-wrap: anywhere}
 .spoken rt {font-size: 0.8rem}
 .spoken ruby {border-radius: 0.3rem; padding: 0 0.1rem}
-.words {font-size: 1.2rem}
+.files a {display: inline-block; margin-right: 0.5rem; padding: 0.3rem 0.8rem; border: 1px solid #d4d4d8; border-radius: 0.5rem}
 footer {display: none !important}
 """
 
@@ -37,7 +39,7 @@ def launch(asr, host: str = "127.0.0.1", port: int = 7860) -> None:
 
 def build_page(asr) -> gr.Blocks:
     """Two tabs around one pipeline."""
-    with gr.Blocks(title="PinyinLLM", analytics_enabled=False) as page:
+    with gr.Blocks(title="PinyinLLM", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(TITLE)
         with gr.Tab("语音 · Speech"):
             _build_speech(asr)
@@ -51,17 +53,18 @@ def _build_speech(asr) -> None:
     button = gr.Button("识别 · Transcribe", variant="primary", elem_id="transcribe")
     text = gr.Textbox(label="文字 · Text", buttons=["copy"], interactive=False, elem_id="text")
     spoken = gr.HTML(label="听到的拼音 · Pinyin heard", elem_id="spoken")
-    with gr.Row():
-        files = [gr.DownloadButton(f"下载 {kind} · Download {kind}", interactive=False) for kind in ("txt", "srt")]
+    files = gr.HTML(elem_id="files")
     others = gr.Dataframe(headers=["候选 · Alternatives", "分数 · Score"], interactive=False, elem_id="others")
-    outputs = [text, spoken, others, *files]
+    outputs = [text, spoken, others, files]
     button.click(lambda path: write_down(asr, path), sound, outputs, api_name="transcribe", concurrency_limit=1)
     if samples := find_samples():
         gr.Examples(samples, sound, label="示例 · Samples")
 
 
 def _build_pinyin(asr) -> None:
-    typed = gr.Textbox(label="拼音 · Pinyin", placeholder=EXAMPLE, elem_id="typed", autofocus=True)
+    typed = gr.Textbox(
+        label="拼音 · Pinyin", placeholder=EXAMPLE, elem_id="typed", autofocus=True, max_length=MOST_TYPED
+    )
     best = gr.Textbox(label="文字 · Text", buttons=["copy"], interactive=False, elem_id="written")
     others = gr.Dataframe(headers=["候选 · Candidates"], interactive=False, elem_id="candidates")
     note = gr.Markdown()
@@ -80,7 +83,7 @@ def find_samples() -> list[str]:
 
 
 def write_down(asr, path: str | None) -> tuple:
-    """A sound file -> text, the pinyin over it, N-best, and the files to download."""
+    """A sound file -> text, the pinyin over it, N-best, and links to download it."""
     if path is None:
         raise gr.Error("请先录音或上传 · Record or upload a sound first.")
     options = {"return_timestamps": "char", "num_return_sequences": CANDIDATES, "formats": ("txt", "srt")}
@@ -88,14 +91,19 @@ def write_down(asr, path: str | None) -> tuple:
         found = asr(path, **options)
     except ValueError as error:  # what cannot be read as sound; its message names the file of the upload
         raise gr.Error(str(error).replace(path, Path(path).name)) from error
-    folder = tempfile.mkdtemp(prefix="pinyin_llm_")
-    files = []
-    for kind in ("txt", "srt"):
-        file = Path(folder, Path(path).stem).with_suffix(f".{kind}")
-        file.write_text(found[kind], encoding="utf-8")
-        files.append(gr.DownloadButton(value=str(file), interactive=True))
-    others = [[row["text"], round(row["score"], 2)] for row in found.get("alternatives", [])]
-    return found["text"] or "（没有听到话 · nothing was heard）", as_ruby(found["chunks"]), others, *files
+    others = [[row["text"], round(row["score"], 2)] for row in found["alternatives"]]
+    text = found["text"] or "（没有听到话 · nothing was heard）"
+    links = as_links({f"{Path(path).stem}.{kind}": found[kind] for kind in options["formats"]})
+    return text, as_ruby(found["chunks"]), others, links
+
+
+def as_links(files: dict[str, str]) -> str:
+    """{name: content} -> links that carry the content themselves: nothing is left on the server."""
+    cells = [
+        f'<a download="{html.escape(name)}" href="data:text/plain;charset=utf-8,{quote(content)}">⬇ {html.escape(name)}</a>'
+        for name, content in files.items()
+    ]
+    return f'<div class="files">{"".join(cells)}</div>'
 
 
 def as_ruby(chunks: list[dict]) -> str:
@@ -122,6 +130,7 @@ def accented(unit: str) -> str:
 
 def convert(asr, line: str) -> tuple[str, list[list[str]], str]:
     """What has been typed so far -> the best text, the candidates, and what is no syllable, or not yet."""
+    line = line[:MOST_TYPED]
     if not line.strip():
         return "", [], ""
     *before, last = line.split()

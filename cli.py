@@ -142,7 +142,6 @@ def _positive(number: str) -> int:
 
 
 def _transcribe(arguments: argparse.Namespace) -> int:
-    model, processor = _load(arguments.model)
     from tqdm import tqdm
 
     from pinyin_llm.audio_pinyin_llm import seconds_of
@@ -153,10 +152,15 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     sounds = find_sounds(arguments.files)
     if arguments.format in ("srt", "vtt") and len(sounds) > 1 and not arguments.output:
         raise ValueError(f"{len(sounds)} sounds do not fit into one {arguments.format} file. Add -o DIR.")
+    if arguments.alternatives > 1 and arguments.format != "json":
+        raise ValueError(f"{arguments.format} has one text a sound. Add --format json for --alternatives.")
     targets = plan_outputs(sounds, arguments.output, arguments.format) if arguments.output else {}
     if done := {sound for sound, target in targets.items() if target.exists()}:
         _say(f"{len(done)} of {len(sounds)} are there already. Remove them from {arguments.output} to redo them.")
     missing = [sound for sound in sounds if sound not in done]
+    if not missing:
+        return 0
+    model, processor = _load(arguments.model)
     rows: list[dict] = []  # json on stdout is one list
 
     def show(transcript) -> None:
@@ -171,7 +175,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     with tqdm(total=sum(map(seconds_of, missing)), unit="s", unit_scale=True, disable=None) as bar:
         options = {"num_beams": arguments.num_beams, "num_return_sequences": arguments.alternatives}
         results = transcribe(model, processor, missing, arguments.batch_size, on_progress=bar.update, **options)
-        exit_code = _show_all(results, show) if missing else 0
+        exit_code = _show_all(results, show)
     if rows:
         _write(json.dumps(rows, ensure_ascii=False, indent=2))
     return exit_code

@@ -14,6 +14,7 @@ from .tokenization_pinyin_llm import PinyinTokenizer
 
 LONGEST_ROW = 40  # syllables, as in training: of a row of 260 in one piece, 8.5 % of the characters were wrong
 LIKELY_UNITS = 8  # of heard pinyin, that a slot may be written as at their own probability
+IMPOSSIBLE = -1e8  # a log-probability that only a forbidden token has
 ONLY_DEN4 = "扽"  # the one syllable that GB 2312 has no character for
 
 
@@ -220,7 +221,16 @@ def write_characters(
     texts, scores = processor.decode_answers(best.sequences, prompt_length), best.sequences_scores.tolist()
     ranked = list(zip(texts, scores, strict=True))
     rows = [ranked[i : i + num_return_sequences] for i in range(0, len(ranked), num_return_sequences)]
-    return [Written(row[0][0], alternatives=row) for row in rows]
+    return [Written(row[0][0], alternatives=_keep_possible(row)) for row in rows]
+
+
+def _keep_possible(ranked: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """Each text once; where the sound allows fewer texts than were asked for, beam search fills up with scores of -1e9."""
+    best = {}
+    for text, score in ranked:
+        if score > IMPOSSIBLE:
+            best.setdefault(text, score)
+    return list(best.items())
 
 
 def convert_pinyin(model, processor, rows: list, batch_size: int = 32, **kwargs) -> list[str]:

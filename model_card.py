@@ -1,6 +1,6 @@
 """The model card of a folder, from its configuration, the records of its runs and its measured results.
 
-run*.json      written by the training scripts, one a stage
+run_1.json, run_2.json, ..., run.json    written by the training scripts, one a stage
 results.json   written by benchmarks/asr.py --json
 card.yaml      by hand: whatever else the front matter says (license, base_model, datasets), and `training_data`
 """
@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from pinyin_llm.training import records_of
 
 
 PACKAGE = Path(__file__).parent
@@ -36,11 +38,12 @@ def write_card(folder: Path, repo_id: str) -> None:
         ValueError: Facts that do not fit together, in the words of huggingface_hub.
     """
     given = _read_yaml(folder / "card.yaml")
-    records = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("run*.json"), key=_age)]
+    records = [json.loads(path.read_text("utf-8")) for path in records_of(folder)]
     config = json.loads((folder / "config.json").read_text("utf-8"))
     results = json.loads((folder / "results.json").read_text("utf-8")) if (folder / "results.json").exists() else []
     bases = given.pop("base_model", None) or _bases(records, config)
-    training_data = given.pop("training_data", "The records of the runs (run*.json) name every file.")
+    bases = [bases] if isinstance(bases, str) else bases
+    training_data = given.pop("training_data", "The records of the runs (run*.json) name the files of each stage.")
     data = _front_matter(repo_id, bases, results, given)
     card = ModelCard.from_template(
         data,
@@ -109,12 +112,6 @@ def count_parameters(folder: Path) -> dict[str, int]:
                 part = "LoRA" if path.parent != folder else name.partition(".")[0]
                 counts[part] = counts.get(part, 0) + prod(weights.get_slice(name).get_shape())
     return counts
-
-
-def _age(path: Path) -> tuple:
-    """Stages in their order: run_p2c, run_p2c_heard, run_bridge, run_asr, and then the folder's own run.json."""
-    order = ("run_p2c", "run_p2c_heard", "run_projector", "run_bridge", "run_asr")
-    return (order.index(path.stem) if path.stem in order else len(order), path.stem)
 
 
 def _bases(records: list[dict], config: dict) -> list[str]:

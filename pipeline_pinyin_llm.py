@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 from urllib.request import urlopen
 
 import numpy as np
@@ -22,6 +23,7 @@ from .transcript_pinyin_llm import FORMATS, Chunk, Transcript, characters_of
 
 NUM_BEAMS = 3  # wider beams gain nothing more (measured here and by WeST: docs/log.md)
 LONGEST_WINDOW_SECONDS = 30.0  # of the audio tower
+ADDRESS_MARKS = "%/:?#[]@!$&'()*+,;=~"  # of a URL; other characters, 汉字.wav too, are sent in their percent form
 TASK = "automatic-speech-recognition"
 CUSTOM_PIPELINES = {
     TASK: {
@@ -97,6 +99,10 @@ def _speech(transcript: Transcript, longest_seconds: float) -> Iterator[tuple[Ch
     except AudioError as error:
         transcript.error = error
         return
+    except Exception as error:  # whatever a file, an address or a decoder does, the other sounds go on
+        transcript.error = AudioError(f"{transcript.name}: {type(error).__name__}: {error}")
+        transcript.error.__cause__ = error
+        return
     if None not in reasons:
         transcript.why_empty = reasons[0]
 
@@ -107,8 +113,7 @@ def _finish(transcripts: list[Transcript]) -> Iterator[Transcript]:
         if transcript.error:
             transcript.chunks = []
         elif not transcript.text:
-            name = transcript.source if isinstance(transcript.source, (str, Path)) else "the sound given"
-            warnings.warn(f"{name}: {transcript.why_empty}; its text is empty.", AudioWarning, stacklevel=2)
+            warnings.warn(f"{transcript.name}: {transcript.why_empty}; its text is empty.", AudioWarning, stacklevel=2)
         yield transcript
 
 
@@ -116,12 +121,16 @@ def open_sound(source):
     """What users call a sound -> what `read_pieces` takes.
 
     Args:
-        source: A path, the bytes of a file, a URL; {"array" or "raw": ..., "sampling_rate": ...}, an array at 16 kHz;
+        source: A path, the bytes of a file, an open file, a URL; {"array" or "raw": ..., "sampling_rate": ...}, an array at 16 kHz;
             {"bytes": ...} or {"path": ...}, or a decoder of `datasets`.
 
     Raises:
         AudioError: A URL that gives no file.
     """
+    if hasattr(source, "read"):
+        return source.read()
+    if isinstance(source, memoryview):
+        return bytes(source)
     if hasattr(source, "get_all_samples"):
         samples = source.get_all_samples()
         return {"array": samples.data.numpy(), "sampling_rate": samples.sample_rate}
@@ -138,7 +147,7 @@ def open_sound(source):
 
 def _fetch(url: str) -> bytes:
     try:
-        with urlopen(url, timeout=60) as response:
+        with urlopen(quote(url, safe=ADDRESS_MARKS), timeout=60) as response:
             return response.read()
     except OSError as error:
         raise AudioError(f"{url}: cannot be fetched ({error}). Expected the address of a sound file.") from error
@@ -179,19 +188,23 @@ class PinyinLlamaPipeline(Pipeline):
             raise ValueError(f"Unknown: {', '.join(unknown)}. What `generate` takes goes into generate_kwargs={{...}}.")
         if return_timestamps not in (None, False, True, "chunk", "char"):
             raise ValueError(f"return_timestamps must be True, 'chunk' or 'char', found {return_timestamps!r}.")
-        if chunk_length_s is not None and not 1 <= chunk_length_s <= LONGEST_WINDOW_SECONDS:
+        if chunk_length_s and not 1 <= chunk_length_s <= LONGEST_WINDOW_SECONDS:
             raise ValueError(f"chunk_length_s must be 1 to {LONGEST_WINDOW_SECONDS:g}, found {chunk_length_s}.")
         if wrong := set(formats or ()) - FORMATS.keys():
             raise ValueError(f"formats must be of {', '.join(FORMATS)}, found {', '.join(sorted(wrong))}.")
         forward = dict(generate_kwargs or {})
         forward |= {"longest_seconds": chunk_length_s} if chunk_length_s else {}
         forward |= {"num_return_sequences": num_return_sequences} if num_return_sequences else {}
-        post = {"return_timestamps": return_timestamps, "formats": formats}
+        alternatives = num_return_sequences > 1 if num_return_sequences else None
+        post = {"return_timestamps": return_timestamps, "formats": formats, "alternatives": alternatives}
         return {}, forward, {name: value for name, value in post.items() if value is not None}
 
     def __call__(self, inputs, batch_size: int | None = None, **parameters):
         _, forward, post = self._sanitize_parameters(**parameters)
-        forward = {"batch_size": batch_size or self._batch_size or 8, **self._forward_params, **forward}
+        size = self._batch_size or 8 if batch_size is None else batch_size
+        if size < 1:
+            raise ValueError(f"batch_size must be 1 or more, found {size}.")
+        forward = {"batch_size": size, **self._forward_params, **forward}
         post = self._postprocess_params | post
         sources, single = self.preprocess(inputs)
         results = (self.postprocess(each, single, **post) for each in self._forward(sources, **forward))
@@ -201,8 +214,8 @@ class PinyinLlamaPipeline(Pipeline):
 
     def preprocess(self, inputs) -> tuple[Iterable, bool]:
         """What was given -> sounds, and whether it was one."""
-        single = isinstance(inputs, (str, Path, bytes, bytearray, dict))
-        single = single or hasattr(inputs, "__array__") or hasattr(inputs, "get_all_samples")
+        single = isinstance(inputs, (str, Path, bytes, bytearray, memoryview, dict))
+        single = single or any(hasattr(inputs, name) for name in ("__array__", "get_all_samples", "read"))
         rows = [inputs] if single else inputs
         return (row["audio"] if isinstance(row, dict) and "audio" in row else row for row in rows), single
 
@@ -210,7 +223,12 @@ class PinyinLlamaPipeline(Pipeline):
         return transcribe(self.model, self.processor, sources, **parameters)
 
     def postprocess(
-        self, transcript: Transcript, single: bool, return_timestamps: bool | str = False, formats: tuple[str, ...] = ()
+        self,
+        transcript: Transcript,
+        single: bool,
+        return_timestamps: bool | str = False,
+        formats: tuple[str, ...] = (),
+        alternatives: bool = False,
     ) -> dict:
         """The answer of the task for one sound."""
         result = {"text": transcript.text}
@@ -223,7 +241,7 @@ class PinyinLlamaPipeline(Pipeline):
             result["chunks"] = characters_of(transcript)
         elif return_timestamps:
             result["chunks"] = [{"text": c.text, "timestamp": (c.start, c.end)} for c in transcript.chunks]
-        if transcript.alternatives:
+        if alternatives:
             result["alternatives"] = [{"text": text, "score": score} for text, score in transcript.alternatives]
         return result | {name: FORMATS[name](transcript) for name in formats}
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 
 PACKAGE = Path(__file__).parent
 KEPT = ("*.json", "*.safetensors", "*.model", "*.jinja", "adapter_*/*", "card.yaml", "NOTICE")
-BUILT_ANEW = {"training_args.bin", "arguments.json", "trainer_state.json"}
+LEFT_OUT = {"arguments.json", "trainer_state.json"}
+OURS = (*KEPT, "*_pinyin_llm.py", "samples/*")  # what an earlier publication may have left and this one has no more
 SAMPLES = ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")
 TRY_OUT = """
 import sys
@@ -50,6 +52,7 @@ def publish(
     Raises:
         PublishError: What is wrong with the folder, or went wrong on the way; nothing was changed on the Hub.
     """
+    _check_names(folder, repo_id)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch, "model")
         assemble(folder, place, repo_id, merge, delta)
@@ -59,10 +62,26 @@ def publish(
         if dry_run:
             yield "dry run: nothing was uploaded"
             return
-        commit = upload(place, files, repo_id, private)
+        commit, removed = upload(place, files, repo_id, private)
+        yield from (f"removed, of an earlier publication: {name}" for name in removed)
         yield f"uploaded as {commit.commit_url}"
         verify(place, files, repo_id, commit.oid)
         yield f"downloaded again: all {len(files)} files are the same"
+
+
+def _check_names(folder: str, repo_id: str) -> None:
+    """What can be refused before anything is done."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not Path(folder, "config.json").is_file():
+        raise PublishError(f"{folder}: expected the folder of a model, found no config.json in it.")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishError(f"{repo_id}: {error}") from error
+    if repo_id.count("/") != 1:
+        raise PublishError(f"{repo_id}: expected user/name.")
 
 
 def assemble(folder: str, place: Path, repo_id: str, merge: bool = False, delta: bool = False) -> None:
@@ -81,7 +100,7 @@ def assemble(folder: str, place: Path, repo_id: str, merge: bool = False, delta:
         )
     place.mkdir(parents=True)
     for path in {path for pattern in KEPT for path in Path(folder).glob(pattern)}:
-        if path.name not in BUILT_ANEW and path.is_file():
+        if path.name not in LEFT_OUT and path.is_file():
             (place / path.relative_to(folder)).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, place / path.relative_to(folder))
     if merge:
@@ -138,30 +157,49 @@ def try_out(place: Path) -> str:
     return run.stdout.strip()
 
 
-def upload(place: Path, files: list[str], repo_id: str, private: bool):
-    """One commit with these files and no others, on the state that was just looked at.
+def upload(place: Path, files: list[str], repo_id: str, private: bool) -> tuple:
+    """These files as one commit on the state that was just looked at; the commit, and what it removed.
+
+    Files that are none of a PinyinLLM model's stay.
 
     Raises:
-        PublishError: The Hub refused or broke off; it takes a commit whole or not at all.
+        PublishError: The Hub refused or broke off; it takes a commit whole or not at all, and a repository that was made
+            for it is removed again.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-    api = HfApi()
+    api, created = HfApi(), False
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        if not api.repo_exists(repo_id):
+            api.create_repo(repo_id, private=private)
+            created = True
         there = api.model_info(repo_id)
-        if private and not there.private:
-            raise PublishError(f"{repo_id} is public. Add --public, or choose another name.")
-        old = {sibling.rfilename for sibling in there.siblings} - {*files, ".gitattributes"}
+        _check_target(repo_id, there, private)
+        gone = sorted(n for n in _published(there) - {*files} if any(fnmatch(n, pattern) for pattern in OURS))
         operations = [CommitOperationAdd(name, str(place / name)) for name in files]
-        operations += [CommitOperationDelete(name) for name in sorted(old)]
+        operations += [CommitOperationDelete(name) for name in gone]
         message = f"Publish {repo_id}"
-        return api.create_commit(repo_id, operations, commit_message=message, parent_commit=there.sha)
-    except (HfHubHTTPError, OSError) as error:
+        return api.create_commit(repo_id, operations, commit_message=message, parent_commit=there.sha), gone
+    except PublishError:
+        raise
+    except Exception as error:  # of the Hub, of the network, of the client that huggingface_hub has at the moment
+        if created:
+            api.delete_repo(repo_id, missing_ok=True)
         raise PublishError(
             f"{repo_id}: not uploaded ({error}). The Hub is as it was; run the command again."
         ) from error
+
+
+def _published(there) -> set[str]:
+    return {sibling.rfilename for sibling in there.siblings}
+
+
+def _check_target(repo_id: str, there, private: bool) -> None:
+    """A public repository that was not asked for, and one that holds something else, are left alone."""
+    if private and not there.private:
+        raise PublishError(f"{repo_id} is public. Add --public, or choose another name.")
+    if "config.json" in _published(there) and "modeling_pinyin_llm.py" not in _published(there):
+        raise PublishError(f"{repo_id} holds a model of another kind. Choose another name.")
 
 
 def verify(place: Path, files: list[str], repo_id: str, revision: str) -> None:

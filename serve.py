@@ -1,6 +1,7 @@
 """`pinyin-llm serve`: OpenAI's POST /v1/audio/transcriptions, by FastAPI and uvicorn, with requests that wait together
 written down together."""
 
+import asyncio
 import queue
 import threading
 from concurrent.futures import Future
@@ -8,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import uvicorn
-from fastapi import FastAPI, File, Form, UploadFile
+from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 
@@ -17,7 +18,9 @@ from pinyin_llm.transcript_pinyin_llm import FORMATS, Transcript, characters_of
 
 
 LARGEST_BYTES = 25 * 2**20  # OpenAI's limit, too
-LANGUAGES = {"", "zh", "zh-cn", "cmn", "chinese", "mandarin"}
+LANGUAGES = {"", "zh", "cmn", "chinese", "mandarin"}  # also with a region or script behind, as zh-TW
+FORMS = ("json", "text", "srt", "vtt", "verbose_json")
+POLL_SECONDS = 0.5  # how often a waiting request is asked whether its client is still there
 RETRY_SECONDS = 1
 
 
@@ -63,20 +66,19 @@ class Batcher:
 
     def _work(self) -> None:
         while jobs := self._next_batch():
-            sounds = [sound for sound, _ in jobs]
+            jobs.sort(key=lambda job: len(job[0]))  # the short ones need not wait for the long ones
+            sounds, waiting = [sound for sound, _ in jobs], [future for _, future in jobs]
             try:
-                results = list(transcribe(self.model, self.processor, sounds, self.batch_size))
+                for transcript in transcribe(self.model, self.processor, sounds, self.batch_size):
+                    waiting.pop(0).set_result(transcript)
             except Exception as error:  # whatever it is, those who wait must hear of it, and the next are served
-                for _, future in jobs:
+                for future in waiting:
                     future.set_exception(error)
-                continue
-            for (_, future), transcript in zip(jobs, results, strict=True):
-                future.set_result(transcript)
 
     def _next_batch(self) -> list[tuple[bytes, Future]]:
         """Waits for one request and takes along what waits beside it; empty at the end."""
         jobs: list = []
-        while not jobs:  # whoever hung up meanwhile is left out
+        while not jobs:  # those whose clients hung up are left out
             taken = [self.waiting.get()]
             while taken[-1] is not None and len(taken) < self.batch_size and not self.waiting.empty():
                 taken.append(self.waiting.get())
@@ -111,6 +113,7 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
 
     @server.post("/v1/audio/transcriptions")
     async def transcriptions(
+        request: Request,
         file: Annotated[UploadFile, File()],
         model: Annotated[str, Form()] = "pinyin-llm",  # noqa: ARG001  (there is one)
         language: Annotated[str, Form()] = "zh",
@@ -121,7 +124,7 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
         sound = await file.read(LARGEST_BYTES + 1)
         if len(sound) > LARGEST_BYTES:
             raise RequestError(413, f"{file.filename}: expected at most {LARGEST_BYTES} bytes. Cut the sound.")
-        transcript = await _wrap(server.state.batcher.submit(sound))
+        transcript = await _wait(server.state.batcher.submit(sound), request)
         if transcript.error:
             raise RequestError(400, f"{file.filename}: {transcript.error}")
         return _answer(transcript, response_format)
@@ -129,19 +132,21 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
     return server
 
 
-async def _wrap(future: Future) -> Transcript:
-    import asyncio
-
-    return await asyncio.wrap_future(future)
+async def _wait(future: Future, request: Request) -> Transcript:
+    """The transcript; where the client hangs up before its turn, the future is cancelled and nothing is done for it."""
+    waiting = asyncio.wrap_future(future)
+    while not (await asyncio.wait([waiting], timeout=POLL_SECONDS))[0]:
+        if await request.is_disconnected():
+            waiting.cancel()
+            raise RequestError(499, "The client hung up.")
+    return waiting.result()
 
 
 def _check(language: str, response_format: str, stream: bool) -> None:
-    if language.lower() not in LANGUAGES:
+    if language.lower().split("-")[0] not in LANGUAGES:
         raise RequestError(400, f"language: this model writes Mandarin (zh) alone, found {language!r}.")
-    if response_format not in (*FORMATS, "text", "verbose_json"):
-        raise RequestError(
-            400, f"response_format: expected json, text, srt, vtt or verbose_json, found {response_format!r}."
-        )
+    if response_format not in FORMS:
+        raise RequestError(400, f"response_format: expected one of {', '.join(FORMS)}, found {response_format!r}.")
     if stream:
         raise RequestError(400, "stream: answers come whole. Leave it out.")
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
@@ -275,17 +276,50 @@ def keep_arguments(output_dir: str, arguments: list) -> None:
 
 
 def write_record(output_dir: str, arguments: list, data: dict, metrics: dict) -> None:
-    """run.json beside the weights: arguments, versions, data counts and metrics of the run that made them."""
+    """run.json beside the weights: arguments, versions, data counts and metrics of the run that made them.
+
+    The records of the model that it went on from come along as run_1.json, run_2.json, ..., and so do its NOTICE and
+    card.yaml: where a model comes from must not be lost on the way.
+    """
     packages = ("torch", "transformers", "peft", "datasets", "pypinyin")
     record = {
-        "command": " ".join(sys.argv),
+        "command": describe_command(sys.argv),
         "arguments": {k: v for part in arguments for k, v in _plain(part).items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "data": data,
         "metrics": metrics,
     }
+    copy_origin(arguments[0].model, Path(output_dir))
     path = Path(output_dir, "run.json")
     path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def describe_command(argv: list[str]) -> str:
+    """The command line as it may be shown to anyone: without the folder of the script and without tokens."""
+    words = [Path(argv[0]).name, *argv[1:]]
+    for place, word in enumerate(words):
+        if "token" in words[place - 1] and words[place - 1].startswith("--"):
+            words[place] = "***"
+        elif "token" in word and "=" in word:
+            words[place] = f"{word.partition('=')[0]}=***"
+    return " ".join(words)
+
+
+def copy_origin(model: str | None, output_dir: Path) -> None:
+    """Copy records, NOTICE and card.yaml of the folder that a run went on from; the Hub's are not looked for."""
+    if not model or not Path(model).is_dir() or Path(model).resolve() == output_dir.resolve():
+        return
+    for number, record in enumerate(records_of(Path(model)), start=1):
+        shutil.copyfile(record, output_dir / f"run_{number}.json")
+    for name in ("NOTICE", "card.yaml"):
+        if Path(model, name).exists():
+            shutil.copyfile(Path(model, name), output_dir / name)
+
+
+def records_of(folder: Path) -> list[Path]:
+    """The records of a model's stages in their order: run_1.json, run_2.json, ..., and the last one's run.json."""
+    last = folder / "run.json"
+    return [*sorted(folder.glob("run_*.json"), key=lambda path: int(path.stem[4:])), *([last] if last.exists() else [])]
 
 
 def _plain(arguments) -> dict:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 
 from .audio_pinyin_llm import AudioError
 from .generation_pinyin_llm import Syllable
@@ -50,6 +51,11 @@ class Transcript:
     why_empty: str = "nothing was heard"
 
     @property
+    def name(self) -> str:
+        """The path or address of the sound; bytes and arrays have none."""
+        return str(self.source) if isinstance(self.source, (str, Path)) else "sound"
+
+    @property
     def text(self) -> str:
         return "".join(chunk.text for chunk in self.chunks)
 
@@ -58,10 +64,10 @@ class Transcript:
         """The best texts of the whole sound and their scores; chunks are independent, so their scores add up."""
         best = [("", 0.0)]
         for chunk in self.chunks:
-            count = max(len(chunk.alternatives), 1)
+            count = max(len(chunk.alternatives), len(best))
             joined = [(text + more, score + plus) for text, score in best for more, plus in chunk.alternatives]
             best = sorted(joined or best, key=lambda ranked: -ranked[1])[:count]
-        return best if self.chunks and self.chunks[0].alternatives else []
+        return best if any(chunk.alternatives for chunk in self.chunks) else []
 
 
 def as_txt(transcript: Transcript) -> str:
@@ -70,9 +76,9 @@ def as_txt(transcript: Transcript) -> str:
 
 def as_tsv(transcript: Transcript) -> str:
     """file TAB text, as `pinyin-llm score` reads it; tabs and line breaks of a name become blanks."""
-    name = re.sub(r"[\t\n\r]", " ", str(transcript.source))
-    if name != str(transcript.source):
-        warnings.warn(f"{transcript.source!r} is written as {name!r}. Rename the file, or take json.", stacklevel=2)
+    name = re.sub(r"[\t\n\r]", " ", transcript.name)
+    if name != transcript.name:
+        warnings.warn(f"{transcript.name!r} is written as {name!r}. Rename the file, or take json.", stacklevel=2)
     return f"{name}\t{transcript.text}\n"
 
 
@@ -82,7 +88,7 @@ def as_json(transcript: Transcript) -> str:
 
 def as_dict(transcript: Transcript) -> dict:
     """All that is known: file, text, seconds; chunks with times; the syllables heard; alternatives, if asked for."""
-    known = {"file": str(transcript.source), "text": transcript.text, "seconds": round(transcript.seconds, 2)}
+    known = {"file": transcript.name, "text": transcript.text, "seconds": round(transcript.seconds, 2)}
     if transcript.error:
         known["error"] = str(transcript.error)
     known["chunks"] = [{"start": c.start, "end": c.end, "text": c.text} for c in transcript.chunks]

@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -57,7 +58,11 @@ def find_sounds(names: list[str]) -> dict[str, str]:
         folder = Path(name)
         if folder.is_dir():
             inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES)
-            found |= {str(path): str(path.relative_to(folder)) for path in inside} or {name: folder.name}
+            if not inside:
+                raise ValueError(
+                    f"{name}: expected sounds ({', '.join(sorted(SOUND_SUFFIXES))}), found none in this folder."
+                )
+            found |= {str(path): str(path.relative_to(folder)) for path in inside}
         else:
             matching = [name] if folder.exists() else sorted(glob.glob(name, recursive=True)) or [name]
             found |= {path: Path(path).name for path in matching}
@@ -65,14 +70,18 @@ def find_sounds(names: list[str]) -> dict[str, str]:
 
 
 def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, Path]:
-    """{sound file: where its transcript goes}.
+    """{sound file: where its transcript goes}; of talk.wav and talk.ogg in one folder, talk.wav.txt and talk.ogg.txt.
 
     Raises:
-        ValueError: Two sounds whose transcripts would be one file.
+        ValueError: Two sounds whose transcripts would be one file, or an output folder that is a file.
     """
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ValueError(f"{folder}: expected a folder for the output, found a file.")
+    stems = Counter(Path(place).with_suffix("") for place in sounds.values())
     taken: dict[Path, str] = {}
     for sound, place in sounds.items():
-        target = Path(folder, place).with_suffix(f".{suffix}")
+        alone = stems[Path(place).with_suffix("")] == 1
+        target = Path(folder, place).with_suffix(f".{suffix}") if alone else Path(folder, f"{place}.{suffix}")
         if target in taken:
             raise ValueError(f"{taken[target]} and {sound} would both be written to {target}. Transcribe them apart.")
         taken[target] = sound

@@ -28,12 +28,15 @@ class Repository:
             return self.commits[-1]
         return next((commit for commit in self.commits if commit[0] == revision), None)
 
-    def commit(self, lines: list[dict]) -> str:
+    def commit(self, lines: list[dict], stored: dict[str, bytes] | None = None) -> str:
+        """A new commit on the last; `stored` holds large files by their sha256."""
         files = dict(self.commits[-1][1])
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = stored[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
         digest = hashlib.sha1(repr((self.commits[-1][0], sorted(files.items()))).encode()).hexdigest()
@@ -51,6 +54,7 @@ class Hub:
 
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
+        self.stored: dict[str, bytes] = {}
         self.broken: str | None = None
         self.meanwhile: Callable[[], None] = lambda: None
         self.url = ""
@@ -94,7 +98,13 @@ def make_handler(hub: Hub) -> type:
                 return self.validate(json.loads(body)["content"])
             if path == "/api/repos/create":
                 return self.create(json.loads(body))
+            if path == "/api/repos/delete":
+                return self.answer(200, {"deleted": bool(hub.repositories.pop(self.name_of(json.loads(body)), None))})
+            if path.startswith("/lfs/") and self.command == "PUT":
+                hub.stored[path.removeprefix("/lfs/")] = body
+                return self.answer(200)
             for pattern, serve in (
+                (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.store),
                 (r"/api/models/([^/]+/[^/]+)/(preupload|commit)/(.+)", self.upload),
                 (r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(?:/.*)?", self.describe),
                 (r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", self.resolve),
@@ -107,7 +117,7 @@ def make_handler(hub: Hub) -> type:
                     return serve(repo_id, repository, *rest, body=body)
             return self.answer(404)
 
-        do_GET = do_HEAD = do_POST = handle_request
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
 
         def is_owner(self) -> bool:
             return self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -119,9 +129,7 @@ def make_handler(hub: Hub) -> type:
             return self.answer(200, {"errors": [], "warnings": []})
 
         def create(self, wanted: dict) -> None:
-            name = (
-                wanted["name"] if "/" in wanted["name"] else f"{wanted.get('organization') or 'user'}/{wanted['name']}"
-            )
+            name = self.name_of(wanted)
             if not self.is_owner():
                 return self.answer(401)
             created = {"url": f"{hub.url}/{name}", "id": name, "name": name}
@@ -130,18 +138,30 @@ def make_handler(hub: Hub) -> type:
             hub.repositories[name] = Repository(wanted.get("private") or wanted.get("visibility") == "private")
             return self.answer(200, created)
 
+        @staticmethod
+        def name_of(wanted: dict) -> str:
+            name = wanted["name"]
+            return name if "/" in name else f"{wanted.get('organization') or 'user'}/{name}"
+
+        def store(self, repo_id: str, repository: Repository, body: bytes) -> None:
+            """Where large files go, as git's LFS asks for it."""
+            asked = json.loads(body)["objects"]
+            there = [file | {"actions": {"upload": {"href": f"{hub.url}/lfs/{file['oid']}"}}} for file in asked]
+            kind = "application/vnd.git-lfs+json"
+            return self.answer(200, {"transfer": "basic", "objects": there}, Content_Type=kind)
+
         def upload(self, repo_id: str, repository: Repository, step: str, revision: str, body: bytes) -> None:
             if not self.is_owner():
                 return self.answer(403)
             if step == "preupload":
                 paths = [file["path"] for file in json.loads(body)["files"]]
-                return self.answer(200, {"files": [_regular(path) for path in paths]})
+                return self.answer(200, {"files": [_mode(path) for path in paths]})
             hub.meanwhile()
             lines = [json.loads(line) for line in body.splitlines()]
             parent = lines[0]["value"].get("parentCommit")
             if parent not in (None, repository.commits[-1][0]):
                 return self.answer(412, {"error": "A commit has happened since."})
-            digest = repository.commit(lines)
+            digest = repository.commit(lines, hub.stored)
             return self.answer(200, {"commitUrl": f"{hub.url}/{repo_id}/commit/{digest}", "commitOid": digest})
 
         def describe(self, repo_id: str, repository: Repository, kind: str | None, revision: str | None, body) -> None:
@@ -170,8 +190,10 @@ def make_handler(hub: Hub) -> type:
     return Handler
 
 
-def _regular(path: str) -> dict:
-    return {"path": path, "uploadMode": "regular", "shouldIgnore": False}
+def _mode(path: str) -> dict:
+    """Weights go by LFS, as on the Hub."""
+    mode = "lfs" if path.endswith(".safetensors") else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False}
 
 
 def _entry(data: bytes) -> dict:

@@ -1,6 +1,7 @@
 """The demo page as people meet it: in a browser, and with what they should not send."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,10 +10,12 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from huggingface_hub import metadata_load
 
 from pinyin_llm.app import accented
 from pinyin_llm.transcription import MINI_MODEL
@@ -124,13 +127,36 @@ def test_twenty_at_once_and_what_is_no_sound(client, tmp_path):
         assert [answer[0] for answer in answers] == [TEXT] * 20
 
 
-def test_downloads(client):
-    answer = client.predict(handle_file(SOUND), api_name="/transcribe")
-    txt, srt = (Path(part["value"] if isinstance(part, dict) else part) for part in answer[3:])
-    assert txt.read_text("utf-8") == f"{TEXT}\n"
-    assert " --> " in srt.read_text("utf-8")
+def test_downloads_carry_their_content(client, tmp_path):
+    sound = shutil.copy(SOUND, tmp_path / "talk <b>.v1.wav")
+    links = client.predict(handle_file(sound), api_name="/transcribe")[3]
+    files = dict(re.findall(r'download="([^"]+)" href="data:text/plain;charset=utf-8,([^"]+)"', links))
+    assert [name.rpartition(".")[2] for name in files] == ["txt", "srt"]
+    assert all("v1" in name and "<" not in name for name in files)
+    txt, srt = map(unquote, files.values())
+    assert txt == f"{TEXT}\n"
+    assert " --> " in srt
+
+
+def test_a_long_line_of_pinyin_is_cut(client):
+    start = time.time()
+    best = client.predict("ni3 hao3 " * 1000, api_name="/convert")[0]
+    assert 0 < len(best) <= 60
+    assert time.time() - start < 30  # 480 syllables would take 23 s, with everyone else waiting
 
 
 def test_tone_marks():
     units = ["hao3", "lü4", "jiu3", "gui1", "ou3", "xue2", "de5", "er2", "zhuang4"]
     assert list(map(accented, units)) == ["hǎo", "lǜ", "jiǔ", "guī", "ǒu", "xué", "de", "ér", "zhuàng"]
+
+
+def test_a_space_is_app_samples_and_two_files(tmp_path):
+    """It runs where this package is not installed, with the model that MODEL names."""
+    for path in (ROOT / "app.py", *(ROOT / "hub" / "space").iterdir()):
+        shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "samples", tmp_path / "samples")
+    front = metadata_load(tmp_path / "README.md")
+    assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
+    script = "import sys; sys.modules['pinyin_llm'] = None; import app; print(len(app.find_samples()))"
+    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "8", run.stderr

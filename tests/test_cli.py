@@ -179,14 +179,29 @@ class TestTranscribe:
         assert (tmp_path / "out" / "short.txt").read_text() == "kept"
         assert (tmp_path / "out" / "deep" / "short.txt").read_text("utf-8").strip()
 
-    def test_two_sounds_for_one_output_are_refused(self, run, sounds, tmp_path):
+    def test_sounds_of_one_name_get_outputs_of_their_own(self, run, sounds, tmp_path):
         shutil.copy(sounds["stereo.flac"], tmp_path / "short.flac")
-        code, _, talk = run(
-            "transcribe", sounds["short.wav"], str(tmp_path / "short.flac"), "-o", str(tmp_path / "out")
-        )
+        (tmp_path / "deep").mkdir()
+        other = shutil.copy(sounds["short.wav"], tmp_path / "deep" / "short.wav")
+        out = tmp_path / "out"
+        assert run("transcribe", sounds["short.wav"], str(tmp_path / "short.flac"), "-o", str(out))[0] == 0
+        assert {path.name for path in out.iterdir()} == {"short.wav.txt", "short.flac.txt"}
+        code, _, talk = run("transcribe", sounds["short.wav"], str(other), "-o", str(tmp_path / "out2"))
         assert code == 2
         assert "would both be written to" in talk
-        assert not (tmp_path / "out").exists()
+
+    def test_what_cannot_be_done_is_said_before_the_model_is_loaded(self, run, sounds, tmp_path, monkeypatch):
+        monkeypatch.setattr("pinyin_llm.cli._load", lambda name: pytest.fail("the model was loaded"))
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "file").touch()
+        for arguments, message in (
+            ([str(tmp_path / "empty")], "found none in this folder"),
+            ([sounds["short.wav"], "-o", str(tmp_path / "file")], "found a file"),
+            ([sounds["short.wav"], "--alternatives", "2"], "--format json"),
+        ):
+            code, _, talk = run("transcribe", *arguments)
+            assert code == 2
+            assert message in talk
 
     def test_batches_do_not_change_texts(self, run, sounds):
         files = [sounds[name] for name in ("short.wav", "long.wav", "stereo.flac", "silent.wav")]

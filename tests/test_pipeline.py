@@ -1,6 +1,7 @@
 """pipeline("automatic-speech-recognition") takes what native ones take, and writes what the command line writes."""
 
 import base64
+import io
 import json
 import shutil
 import sys
@@ -58,6 +59,8 @@ def test_forms_of_sound(asr, address):
     stereo = np.stack([samples, samples])
     forms = [
         SOUND,
+        io.BytesIO(Path(SOUND).read_bytes()),
+        memoryview(Path(SOUND).read_bytes()),
         Path(SOUND),
         Path(SOUND).read_bytes(),
         f"{address}/{Path(SOUND).name}",
@@ -106,6 +109,11 @@ def test_best_texts_and_their_scores(asr):
         assert best[0]["text"] == result["text"]
     assert found[1]["alternatives"][0]["score"] < found[0]["alternatives"][0]["score"] < 0
     assert asr(SOUND, generate_kwargs={"num_beams": 1})["text"] == TEXT
+    noise = np.random.default_rng(0).normal(scale=0.1, size=16000).astype(np.float32)
+    few = asr([noise, np.zeros(16000, np.float32)], num_return_sequences=5)
+    assert all(row["score"] > -1e6 for result in few for row in result["alternatives"])
+    assert few[1]["alternatives"] == []
+    assert len(asr(Path(SOUND).read_bytes(), formats=["json", "tsv"])["tsv"]) < 100
 
 
 def test_what_cannot_be_read(asr, address, tmp_path):
@@ -118,12 +126,12 @@ def test_what_cannot_be_read(asr, address, tmp_path):
         asr(SOUND, return_timestamps="phone")
     with pytest.raises(ValueError, match="Unknown: beams"):
         asr(SOUND, beams=3)
+    odd = [None, {"array": [0.0]}, "http://127.0.0.1:9/a b.wav", "x" * 5000, f"{address}/汉字.wav"]
     with warnings.catch_warnings(record=True) as talk:
         warnings.simplefilter("always")
-        results = asr([str(tmp_path / "page.wav"), SOUND])
-    assert results[0]["text"] == ""
-    assert "HTML page" in results[0]["error"]
-    assert results[1] == {"text": TEXT}
+        *failed, good = asr([str(tmp_path / "page.wav"), *odd, SOUND])
+    assert all(result["text"] == "" and result["error"] for result in failed)
+    assert good == {"text": TEXT}
     assert any("HTML page" in str(warning.message) for warning in talk)
     assert issubclass(AudioError, ValueError)
 
@@ -153,10 +161,22 @@ def test_endpoint(endpoint):
     answer = json.loads(json.dumps(endpoint(json.loads(json.dumps(request)))))
     assert len(answer["alternatives"]) == 2
     assert " --> " in answer["srt"]
-    for wrong in (
-        {"inputs": "/etc/passwd"},
-        {"inputs": b"no sound"},
-        {},
-        {"inputs": sound, "parameters": {"beams": 1}},
-    ):
+    wrapped = base64.encodebytes(sound).decode()
+    assert (
+        endpoint({"inputs": wrapped})["text"]
+        == endpoint({"inputs": f"data:audio/wav;base64,{wrapped}"})["text"]
+        == TEXT
+    )
+    for wrong in ({"inputs": "/etc/passwd"}, {"inputs": b"no sound"}, {}, [], {"inputs": sound, "parameters": "abc"}):
         assert endpoint(wrong)["error"]
+
+
+def test_endpoint_hands_nothing_to_generate_that_could_run_code(endpoint, tmp_path):
+    (tmp_path / "custom_generate").mkdir()
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\ndef generate(*a, **k): pass"
+    (tmp_path / "custom_generate" / "generate.py").write_text(code)
+    evil = {"generate_kwargs": {"custom_generate": str(tmp_path), "trust_remote_code": True}}
+    sound = Path(SOUND).read_bytes()
+    for parameters in (evil, evil["generate_kwargs"], {"num_beams": 0}, {"num_return_sequences": 10**6}):
+        assert "expected" in endpoint({"inputs": sound, "parameters": parameters})["error"]
+    assert not (tmp_path / "ran").exists()

@@ -1,5 +1,6 @@
 """Published to a Hub (a stand-in on loopback), a model serves strangers by its name as native models do."""
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,9 @@ import pytest
 from conftest import SENTENCES, build_model, build_processor
 from hub_stand_in import TOKEN, Repository, stand_in
 from huggingface_hub import ModelCard, metadata_load
+
+from pinyin_llm.model_card import write_card
+from pinyin_llm.training import copy_origin, describe_command
 
 
 ROOT = Path(__file__).parents[1]
@@ -116,22 +120,59 @@ def test_private_unless_asked_and_dry_run_uploads_nothing(hub, run, model_folder
     assert "is public. Add --public" in publish(run, model_folder, "user/tiny", code=2)
 
 
-@pytest.mark.parametrize("fault", ["preupload", "/commit/", "moved"])
+@pytest.mark.parametrize("fault", ["preupload", "/lfs/", "/commit/", "moved"])
 def test_broken_upload_leaves_the_hub_as_it_was(hub, run, model_folder, fault):
     repository = hub.repositories["user/broken"] = Repository(private=True)
+    repository.commit([{"key": "file", "value": {"path": "notes.md", "content": ""}}])
     somebody = {"key": "file", "value": {"path": "theirs.txt", "content": ""}}
-    hub.broken, hub.meanwhile = (
-        (None, lambda: repository.commit([somebody])) if fault == "moved" else (fault, lambda: None)
-    )
-    before = dict(hub.files("user/broken"))
+    moved = lambda: repository.commit([somebody])  # noqa: E731
+    hub.broken, hub.meanwhile = (None, moved) if fault == "moved" else (fault, lambda: None)
     try:
         report = publish(run, model_folder, "user/broken", code=2)
+        if fault == "/commit/":
+            publish(run, model_folder, "user/new", code=2)
     finally:
         hub.broken, hub.meanwhile = None, lambda: None
-        hub.files("user/broken").pop("theirs.txt", None)
     assert "not uploaded" in report
-    assert hub.files("user/broken") == before
+    assert hub.files("user/broken").keys() - {"theirs.txt"} == {"notes.md"}
+    assert "user/new" not in hub.repositories
     assert (model_folder / "model.safetensors").exists()
+
+
+def test_what_it_leaves_alone_and_what_it_replaces(hub, run, model_folder, tmp_path):
+    for name, files in {"user/old": ("notes.md", "adapter_1/adapter_model.safetensors", "modeling_pinyin_llm.py"),
+                        "user/other": ("config.json", "pytorch_model.bin")}.items():  # fmt: skip
+        hub.repositories[name] = Repository(private=True)
+        hub.repositories[name].commit([{"key": "file", "value": {"path": path, "content": ""}} for path in files])
+    assert "removed, of an earlier publication: adapter_1/" in publish(run, model_folder, "user/old")
+    assert "notes.md" in hub.files("user/old")
+    assert "adapter_1/adapter_model.safetensors" not in hub.files("user/old")
+    assert "of another kind" in publish(run, model_folder, "user/other", code=2)
+    assert "no config.json" in publish(run, tmp_path / "nothing", "user/x", code=2)
+    assert "expected user/name" in publish(run, model_folder, "noslash", code=2)
+    assert "not uploaded" in publish(run, model_folder, "user/x", code=2, HF_ENDPOINT="http://127.0.0.1:9")
+
+
+def test_card_tells_where_a_model_comes_from(tmp_path):
+    """Stage 2 of a model of LLaMA2 is under LLaMA2's terms; a secret of the command line goes nowhere."""
+    first = {"command": "train_p2c.py", "metrics": {}, "arguments": {"learning_rate": 1.0, "model": None,
+             "audio_tower": "openai/whisper-large-v3", "language_model": "meta-llama/Llama-2-7b-hf"}}  # fmt: skip
+    stage_1, stage_2 = tmp_path / "p2c", tmp_path / "asr"
+    for folder in (stage_1, stage_2):
+        build_model("mean").save_pretrained(folder)
+    (stage_1 / "run.json").write_text(json.dumps(first))
+    (stage_1 / "NOTICE").write_text("whose texts these are")
+    copy_origin(str(stage_1), stage_2)
+    command = describe_command(["/home/me/train_asr.py", "--hub_token", "hf_secret", "--push_to_hub_token=hf_secret"])
+    (stage_2 / "run.json").write_text(json.dumps(first | {"command": command}))
+    write_card(stage_2, "user/asr")
+    card = (stage_2 / "README.md").read_text("utf-8")
+    assert metadata_load(stage_2 / "README.md")["license"] == "llama2"
+    assert "LLAMA 2 Community License" in card
+    assert card.index("train_p2c.py") < card.index("train_asr.py")
+    assert (stage_2 / "NOTICE").exists()
+    assert "secret" not in card
+    assert "/home/me" not in card
 
 
 def test_delta_on_bases_of_the_hub(hub, run, parts, tmp_path):

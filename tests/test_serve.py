@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import build_model, build_processor, tone
-from openai import BadRequestError, InternalServerError, OpenAI
+from openai import APITimeoutError, BadRequestError, InternalServerError, OpenAI
 
 from pinyin_llm.transcription import MINI_MODEL
 
@@ -81,7 +81,7 @@ def test_what_it_refuses(client, tmp_path):
     for wrong, message in (
         ({"file": tmp_path / "page.wav"}, "HTML page"),
         ({"language": "en"}, "Mandarin"),
-        ({"response_format": "xml"}, "response_format"),
+        ({"response_format": "tsv"}, "response_format"),
     ):
         with pytest.raises(BadRequestError, match=message):
             client.audio.transcriptions.create(**({"model": "mini", "file": SOUND} | wrong))
@@ -93,6 +93,32 @@ def test_twenty_at_once(client):
 
     with ThreadPoolExecutor(20) as pool:
         assert list(pool.map(ask, range(20))) == [TEXT] * 20
+
+
+def test_short_before_long_and_nothing_for_those_who_hung_up(slow, tmp_path):
+    folder, sound = slow
+    soundfile.write(tmp_path / "short.wav", tone(1.0), 16000)
+    with serving(folder) as (_, client), ThreadPoolExecutor(8) as pool:
+        ended = {}
+
+        def ask(name: str, file) -> None:
+            client.audio.transcriptions.create(model="tiny", file=file)
+            ended[name] = time.time()
+
+        begun = time.time()
+        first = pool.submit(ask, "first", sound)  # keeps the model busy while the others wait
+        time.sleep(0.3)
+        rest = [pool.submit(ask, "long", sound), pool.submit(ask, "short", tmp_path / "short.wav")]
+        gone = [
+            pool.submit(client.with_options(timeout=0.2).audio.transcriptions.create, model="tiny", file=sound)
+            for _ in range(3)
+        ]
+        assert all(isinstance(future.exception(), APITimeoutError) for future in gone)
+        for future in (first, *rest):
+            future.result()
+        assert ended["short"] < ended["long"]
+        once = ended["first"] - begun
+        assert ended["long"] - begun < 3.5 * once  # with those who hung up it would be five
 
 
 def test_full_queue_refuses_and_the_rest_is_answered(slow):
