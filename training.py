@@ -6,7 +6,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import torch
@@ -296,12 +296,13 @@ def write_record(output_dir: str, arguments: list, data: dict, metrics: dict) ->
 
 def describe_command(argv: list[str]) -> str:
     """The command line as it may be shown to anyone: without the folder of the script and without tokens."""
-    words = [Path(argv[0]).name, *argv[1:]]
-    for place, word in enumerate(words):
-        if "token" in words[place - 1] and words[place - 1].startswith("--"):
-            words[place] = "***"
+    words = [Path(argv[0]).name]
+    for before, word in pairwise(argv):
+        if "token" in before and before.startswith("--") and "=" not in before:
+            word = "***"
         elif "token" in word and "=" in word:
-            words[place] = f"{word.partition('=')[0]}=***"
+            word = f"{word.partition('=')[0]}=***"
+        words.append(word)
     return " ".join(words)
 
 
