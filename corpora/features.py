@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
 from tqdm import tqdm
 
 from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform, why_no_speech
+from pinyin_llm.configuration_pinyin_llm import num_encoder_frames
 
 
 BATCH_SECONDS = 120  # of speech encoded at once: clips of like length, so little is padding
 LONGEST_SECONDS = 30.0
 COUNTS = "dropped.json"
+FEATURES = Features({"row": Value("int64"), "hidden": List(Value("float16")), "mel_frames": Value("int64")})
 
 
 def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[float]) -> tuple[Dataset, dict]:
@@ -36,11 +41,7 @@ def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[fl
     for speed in speeds:
         place = Path(folder, f"{fingerprint}_{speed}")
         if not place.exists():
-            encoded, counted = _encode(rows, model, processor, speed)
-            partial = place.with_name(place.name + ".partial")
-            encoded.save_to_disk(partial)
-            (partial / COUNTS).write_text(json.dumps(counted), encoding="utf-8")
-            partial.rename(place)
+            _write(rows, model, processor, speed, place)
         encoded = load_from_disk(place)  # what was heard; what was said comes from the rows, which may be mended
         parts.append(concatenate_datasets([rows.select(list(encoded["row"])), encoded.remove_columns("row")], axis=1))
         counted = json.loads((place / COUNTS).read_text(encoding="utf-8"))
@@ -58,50 +59,75 @@ def _fingerprint(rows: Dataset, model, processor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _load(rows: Dataset, processor, speed: float) -> tuple[list[tuple[int, torch.Tensor]], dict]:
-    """(row number, (M, F) log-mel) of every clip that can be used, shortest first."""
+def _write(rows: Dataset, model, processor, speed: float, place: Path) -> None:
+    """Encode all clips into `place`. They go to disk batch by batch: memory does not follow the size of the corpus."""
+    counts = {"unreadable": 0, "silent": 0, "too_long": 0}
+    partial = place.with_name(place.name + ".partial")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=place.parent) as scratch:
+        encoded = Dataset.from_generator(
+            lambda: _encode(rows, model, processor, speed, counts),
+            features=FEATURES,
+            cache_dir=scratch,
+            fingerprint=place.name,  # datasets would else hash the model
+        )
+        encoded.save_to_disk(partial)
+    (partial / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
+    partial.rename(place)
+
+
+def _encode(rows: Dataset, model, processor, speed: float, counts: dict[str, int]) -> Iterator[dict]:
+    """Every clip that can be used, the shortest first; `counts` tells of the others."""
+    order = np.argsort([seconds or 0.0 for seconds in rows["seconds"]], kind="stable").tolist()
+    paths, batch, frames = rows["audio"], [], 0
+    for number in tqdm(order, desc=f"encoding at {speed}"):
+        mel = _load(paths[number], processor, speed, counts)
+        if mel is None:
+            continue
+        batch.append((number, mel))
+        frames += mel.shape[-1]
+        if frames >= 100 * BATCH_SECONDS:
+            yield from _encode_batch(batch, model, processor)
+            batch, frames = [], 0
+    if batch:
+        yield from _encode_batch(batch, model, processor)
+
+
+def _load(path: str, processor, speed: float, counts: dict[str, int]) -> torch.Tensor | None:
+    """(M, F) log-mel of a clip; `None`, and a count of the reason, if it cannot be used."""
     import soxr
 
-    clips, counts = [], {"unreadable": 0, "silent": 0, "too_long": 0}
-    for number, path in enumerate(tqdm(rows["audio"], desc=f"reading at {speed}")):
-        try:
-            waveform = load_waveform(path)
-        except AudioError:
-            counts["unreadable"] += 1
-            continue
-        if speed != 1.0:
-            waveform = soxr.resample(waveform, speed * 16000, 16000)
-        if why_no_speech(waveform):
-            counts["silent"] += 1
-        elif len(waveform) > LONGEST_SECONDS * 16000:
-            counts["too_long"] += 1
-        else:
-            clips.append((number, processor.extract_features(waveform)))
-    return sorted(clips, key=lambda clip: clip[1].shape[-1]), counts
+    try:
+        waveform = load_waveform(path)
+    except AudioError:
+        counts["unreadable"] += 1
+        return None
+    if speed != 1.0:
+        waveform = soxr.resample(waveform, speed * 16000, 16000)
+    if why_no_speech(waveform):
+        counts["silent"] += 1
+        return None
+    if len(waveform) > LONGEST_SECONDS * 16000:
+        counts["too_long"] += 1
+        return None
+    return processor.extract_features(waveform)
 
 
 @torch.no_grad()
-def _encode(rows: Dataset, model, processor, speed: float) -> tuple[Dataset, dict]:
-    clips, counts = _load(rows, processor, speed)
-    columns = {"row": [number for number, _ in clips], "hidden": [], "mel_frames": []}
-    start = 0
-    with tqdm(total=len(clips), desc=f"encoding at {speed}") as progress:
-        while start < len(clips):
-            size = max(1, int(BATCH_SECONDS * 100 / clips[min(start + 32, len(clips) - 1)][1].shape[-1]))
-            batch = [mel for _, mel in clips[start : start + size]]
-            data, _ = processor.pad_features(batch)
-            with torch.autocast(model.device.type, torch.bfloat16):
-                hidden = model.audio_tower(
-                    data["input_features"].to(model.device), data["input_features_mask"].to(model.device)
-                )
-            for row, mel in zip(hidden.cpu(), batch, strict=True):
-                frames = (mel.shape[-1] + 1) // 2
-                columns["hidden"].append(row[:frames].half().flatten().numpy())
-                columns["mel_frames"].append(mel.shape[-1])
-            start += len(batch)
-            progress.update(len(batch))
-    features = Features({"row": Value("int64"), "hidden": List(Value("float16")), "mel_frames": Value("int64")})
-    return Dataset.from_dict(columns, features=features), counts
+def _encode_batch(batch: list[tuple[int, torch.Tensor]], model, processor) -> list[dict]:
+    data, _ = processor.pad_features([mel for _, mel in batch])
+    with torch.autocast(model.device.type, torch.bfloat16):
+        hidden = model.audio_tower(
+            data["input_features"].to(model.device), data["input_features_mask"].to(model.device)
+        )
+    return [
+        {
+            "row": number,
+            "hidden": row[: num_encoder_frames(mel.shape[-1])].half().flatten().cpu().numpy(),
+            "mel_frames": mel.shape[-1],
+        }
+        for row, (number, mel) in zip(hidden, batch, strict=True)
+    ]
 
 
 def unpack(row: dict, width: int) -> torch.Tensor:

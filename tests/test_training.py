@@ -15,6 +15,8 @@ from transformers import AutoConfig, TrainingArguments, WhisperModel
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
 from pinyin_llm.arguments import ModelArguments
+from pinyin_llm.corpora import features
+from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.noise import NoiseArguments, PinyinNoise
 from pinyin_llm.training import PinyinTrainer
 
@@ -205,6 +207,20 @@ def test_cached_features_follow_the_manifest(parts, bridge_folder, tmp_path):
     for _ in range(2):  # counted when it is encoded, and from the cache
         rows, counts = train_asr.read_features(arguments, model, processor)
         assert (len(rows), counts["sentences"]["unreadable_at_1.0"]) == (3, 1)
+
+
+def test_features_go_to_disk_batch_by_batch(parts, tmp_path, monkeypatch):
+    """The features of a thousand hours fit into no memory: a batch is encoded before the next clips are read."""
+    events = []
+    load, encode = features._load, features._encode_batch
+    monkeypatch.setattr(features, "BATCH_SECONDS", 1)
+    monkeypatch.setattr(features, "_load", lambda *given: events.append("read") or load(*given))
+    monkeypatch.setattr(features, "_encode_batch", lambda *given: events.append("encoded") or encode(*given))
+    rows = read_manifest(parts / "speech" / "manifest.tsv")
+    kept, counts = features.cache_features(rows, build_model("mean"), build_processor(), str(tmp_path / "cache"), [1.0])
+    assert events == ["read", "encoded"] * len(rows)
+    assert len(kept) == len(rows)
+    assert not any(counts.values())
 
 
 def test_file_read_twice_an_epoch_gets_other_noise_each_time(parts, processor):
