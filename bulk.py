@@ -1,0 +1,134 @@
+"""A corpus of any size -> transcripts, on Ray Data: one machine, or a cluster by its address.
+
+    python -m pinyin_llm.bulk recordings/ --output texts/ --workers 2
+    python -m pinyin_llm.bulk corpus.parquet --output texts/ --workers 64 --address auto
+
+The corpus is a folder of sound files (on a cluster: one that every machine sees), or parquet with a column `audio` as datasets writes it.
+The output is jsonl in parts: file, text, seconds, chunks, and an error where there is one. Given again, it goes on where it stopped;
+a worker that dies is replaced, and what it was doing is done again.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+
+@dataclass
+class BulkArguments:
+    """What is transcribed, where to, and by how many."""
+
+    corpus: str = field(metadata={"help": "Folder of sounds, or parquet file or folder."})
+    output: str = field(metadata={"help": "Folder of the parts."})
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub id; the mini model if left out."})
+    workers: int = field(default=1, metadata={"help": "Processes that each hold the model."})
+    threads: int = field(default=1, metadata={"help": "CPU threads of each; Ray counts them as its CPUs."})
+    gpus: float = field(default=0, metadata={"help": "GPUs of each, e.g. 0.5."})
+    batch_size: int = field(default=16, metadata={"help": "Pieces of sound at once."})
+    num_beams: int = field(default=3, metadata={"help": "Beams."})
+    address: str | None = field(
+        default=None, metadata={"help": "Of a Ray cluster; a new one on this machine if left out."}
+    )
+    part: int = field(default=64, metadata={"help": "Sounds of a part: what is done again when a worker dies."})
+
+
+class Transcriber:
+    """A worker: the model, loaded once.
+
+    Args:
+        arguments: As the command had them.
+    """
+
+    def __init__(self, arguments: BulkArguments):
+        import torch
+
+        from pinyin_llm.transcription import MINI_MODEL, load_model
+
+        torch.set_num_threads(arguments.threads)
+        self.model, self.processor = load_model(arguments.model or MINI_MODEL)
+        self.arguments = arguments
+
+    def __call__(self, batch: dict) -> dict:
+        """Rows of `file` and, from parquet, `audio` -> a part of the output; how many rows it has, and how many errors."""
+        from pinyin_llm.pipeline_pinyin_llm import transcribe
+        from pinyin_llm.transcript_pinyin_llm import as_dict
+        from pinyin_llm.transcription import write_whole
+
+        files = [str(name) for name in batch["file"]]
+        options = {"batch_size": self.arguments.batch_size, "num_beams": self.arguments.num_beams}
+        found = transcribe(self.model, self.processor, batch.get("audio", files), **options)
+        rows = [as_dict(transcript) | {"file": name} for name, transcript in zip(files, found, strict=True)]
+        name = hashlib.sha256("\n".join(files).encode()).hexdigest()[
+            :16
+        ]  # the same rows, done again, replace themselves
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        write_whole(Path(self.arguments.output, f"part-{name}.jsonl"), "\n".join(lines) + "\n")
+        return {"sounds": [len(rows)], "failed": [sum("error" in row for row in rows)]}
+
+
+def read_corpus(corpus: str, done: set[str]):
+    """A Ray dataset of what is not done yet: `file`, and `audio` for parquet.
+
+    Raises:
+        ValueError: A folder without sounds, or parquet without `audio`.
+    """
+    import ray
+
+    from pinyin_llm.transcription import find_sounds
+
+    if corpus.endswith(".parquet") or any(Path(corpus).glob("*.parquet")):
+        rows = ray.data.read_parquet(corpus, include_paths=True)
+        if "audio" not in rows.schema().names:
+            raise ValueError(f"{corpus}: expected a column audio, found {', '.join(rows.schema().names)}.")
+        rows = rows.map(lambda row: {"file": row["audio"]["path"] or row["path"], "audio": row["audio"]})
+        return rows.filter(lambda row: row["file"] not in done)
+    return ray.data.from_items([{"file": name} for name in find_sounds([corpus]) if name not in done])
+
+
+def read_done(output: Path) -> set[str]:
+    """The files that the parts hold."""
+    parts = [part.read_text("utf-8").splitlines() for part in sorted(output.glob("*.jsonl"))]
+    return {json.loads(line)["file"] for part in parts for line in part}
+
+
+def run(arguments: BulkArguments) -> tuple[int, int]:
+    """(sounds, failed) of what was not done before."""
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # on this machine one more than the workers take: reading the corpus is a task, too
+    here = {} if arguments.address else {"num_cpus": arguments.workers * arguments.threads + 1}
+    ray.init(address=arguments.address, log_to_driver=False, **here)
+    output = Path(arguments.output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    rows = read_corpus(arguments.corpus, read_done(output))
+    counts = rows.repartition(target_num_rows_per_block=arguments.part).map_batches(
+        Transcriber,
+        fn_constructor_args=(replace(arguments, output=str(output)),),
+        batch_size=arguments.part,
+        compute=ray.data.ActorPoolStrategy(size=arguments.workers),
+        num_cpus=arguments.threads,
+        num_gpus=arguments.gpus,
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    counts = counts.take_all()
+    return sum(row["sounds"] for row in counts), sum(row["failed"] for row in counts)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 all done, 1 some sounds could not be read."""
+    from transformers import HfArgumentParser
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    corpus = ["--corpus", words.pop(0)] if words and not words[0].startswith("-") else []
+    (arguments,) = HfArgumentParser(BulkArguments, description=__doc__).parse_args_into_dataclasses([*corpus, *words])
+    sounds, failed = run(arguments)
+    print(f"{sounds} sounds, {failed} of them could not be read; the texts are in {arguments.output}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""A corpus on Ray Data: everything once, also where a worker is killed, and nothing twice when it is given again."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import soundfile
+from conftest import build_model, build_processor, tone
+from datasets import Audio, Dataset
+
+
+SOUNDS = 24
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A tiny model, and a folder of sounds of which one cannot be read."""
+    place = tmp_path_factory.mktemp("bulk")
+    build_model("pinyin_bridge").save_pretrained(place / "model")
+    build_processor().save_pretrained(place / "model")
+    (place / "in" / "deep").mkdir(parents=True)
+    for number in range(SOUNDS - 1):
+        soundfile.write(place / "in" / "deep" / f"{number}.wav", tone(1.0, 200 + 10 * number), 16000)
+    (place / "in" / "empty.wav").touch()
+    return place
+
+
+def start(place: Path, corpus: Path, output: Path) -> subprocess.Popen:
+    flags = ["--model", place / "model", "--output", output, "--workers", "2", "--part", "2"]
+    words = [sys.executable, "-m", "pinyin_llm.bulk", corpus, *flags]
+    return subprocess.Popen(
+        list(map(str, words)), env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def read(output: Path) -> list[dict]:
+    return [json.loads(line) for part in output.glob("*.jsonl") for line in part.read_text("utf-8").splitlines()]
+
+
+def test_everything_once_though_a_worker_is_killed(corpus, tmp_path):
+    process = start(corpus, corpus / "in", tmp_path / "out")
+    end = time.time() + 120
+    while not list((tmp_path / "out").glob("*.jsonl")) and time.time() < end:
+        time.sleep(0.1)
+    workers = [child for child in psutil.Process(process.pid).children(recursive=True) if "MapWorker" in child.name()]
+    assert workers, "no worker was found"
+    workers[0].kill()
+    talk = process.communicate(timeout=240)[1]
+    assert process.returncode == 1, talk  # one sound is empty
+    assert "1 of them could not be read" in talk
+    rows = read(tmp_path / "out")
+    assert len(rows) == len({row["file"] for row in rows}) == SOUNDS
+    assert [Path(row["file"]).name for row in rows if "error" in row] == ["empty.wav"]
+    assert sum(bool(row["text"]) for row in rows) == SOUNDS - 1
+    missing = next((tmp_path / "out").glob("*.jsonl"))
+    lost = len(missing.read_text("utf-8").splitlines())
+    missing.unlink()
+    assert f"{lost} sounds" in start(corpus, corpus / "in", tmp_path / "out").communicate(timeout=240)[1]
+    assert len(read(tmp_path / "out")) == SOUNDS
+
+
+def test_parquet(corpus, tmp_path):
+    sounds = sorted((corpus / "in" / "deep").glob("*.wav"))[:4]
+    rows = [{"audio": {"path": path.name, "bytes": path.read_bytes()}} for path in sounds]
+    Dataset.from_list(rows).cast_column("audio", Audio(decode=False)).to_parquet(tmp_path / "corpus.parquet")
+    process = start(corpus, tmp_path / "corpus.parquet", tmp_path / "out")
+    assert process.wait(240) == 0, process.stderr.read()
+    assert {row["file"] for row in read(tmp_path / "out")} == {path.name for path in sounds}
+    assert all(row["text"] for row in read(tmp_path / "out"))
+    shutil.rmtree(tmp_path / "out")
