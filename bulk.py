@@ -60,9 +60,7 @@ class Transcriber:
         options = {"batch_size": self.arguments.batch_size, "num_beams": self.arguments.num_beams}
         found = transcribe(self.model, self.processor, batch.get("audio", files), **options)
         rows = [as_dict(transcript) | {"file": name} for name, transcript in zip(files, found, strict=True)]
-        name = hashlib.sha256("\n".join(files).encode()).hexdigest()[
-            :16
-        ]  # the same rows, done again, replace themselves
+        name = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]  # rows that are done again replace themselves
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_whole(Path(self.arguments.output, f"part-{name}.jsonl"), "\n".join(lines) + "\n")
         return {"sounds": [len(rows)], "failed": [sum("error" in row for row in rows)]}
@@ -104,7 +102,7 @@ def run(arguments: BulkArguments) -> tuple[int, int]:
     output = Path(arguments.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     rows = read_corpus(arguments.corpus, read_done(output))
-    counts = rows.repartition(target_num_rows_per_block=arguments.part).map_batches(
+    parts = rows.repartition(target_num_rows_per_block=arguments.part).map_batches(
         Transcriber,
         fn_constructor_args=(replace(arguments, output=str(output)),),
         batch_size=arguments.part,
@@ -114,7 +112,7 @@ def run(arguments: BulkArguments) -> tuple[int, int]:
         max_restarts=-1,
         max_task_retries=-1,
     )
-    counts = counts.take_all()
+    counts = parts.take_all()
     return sum(row["sounds"] for row in counts), sum(row["failed"] for row in counts)
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.util import find_spec
 
 
@@ -51,13 +52,11 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pinyin-llm", description="Mandarin speech and pinyin to characters.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    # the examples keep their lines
+    add_parser = partial(commands.add_parser, formatter_class=argparse.RawDescriptionHelpFormatter)
     for add in (_add_transcribe, _add_convert, _add_score, _add_publish, _add_demo, _add_serve, _add_info):
-        add(lambda name, **texts: commands.add_parser(name, formatter_class=HelpFormatter, **texts))
+        add(add_parser)
     return parser
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Examples at the end keep their lines."""
 
 
 def _add_transcribe(add: Callable) -> None:

@@ -15,6 +15,7 @@ from pinyin_llm.training import records_of
 
 
 PACKAGE = Path(__file__).parent
+SAMPLES = ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")  # of samples/, that go along to the Hub
 TAGS = ["mandarin", "pinyin", "speech-llm", "custom_code"]
 TERMS = {
     "meta-llama/Llama-2": (
@@ -77,10 +78,7 @@ def _front_matter(repo_id: str, bases: list[str], results: list[dict], given: di
         "tags": TAGS,
         "metrics": ["cer"],
         "base_model": bases,
-        "widget": [
-            {"example_title": name, "src": f"{samples}/{name}"}
-            for name in ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")
-        ],
+        "widget": [{"example_title": name, "src": f"{samples}/{name}"} for name in SAMPLES],
     }
     if results:
         made |= {"model_name": repo_id.rpartition("/")[2], "eval_results": list(map(_eval_result, results))}

@@ -140,10 +140,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             raise ValueError(f"{source}: broken safetensors ({error}). Fetch it again.") from error
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         tensors = [*model.named_parameters(), *model.named_buffers()]
+        # quantized tensors are classes of their own, which know no isfinite
         plain = [(name, t) for name, t in tensors if t.device.type != "meta" and type(t.data) is torch.Tensor]
-        broken = [
-            name for name, t in plain if not t.isfinite().all()
-        ]  # not of quantized tensors, which have no such thing
+        broken = [name for name, t in plain if not t.isfinite().all()]
         if broken:
             problems["not finite"] = broken
         if problems:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
+from pinyin_llm.model_card import SAMPLES, write_card
+
 
 PACKAGE = Path(__file__).parent
 KEPT = ("*.json", "*.safetensors", "*.model", "*.jinja", "adapter_*/*", "card.yaml", "NOTICE")
 LEFT_OUT = {"arguments.json", "trainer_state.json"}
 OURS = (*KEPT, "*_pinyin_llm.py", "samples/*")  # what an earlier publication may have left and this one has no more
-SAMPLES = ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")
 TRY_OUT = """
 import sys
 sys.modules["pinyin_llm"] = None  # as where it is not installed
@@ -91,7 +92,6 @@ def assemble(folder: str, place: Path, repo_id: str, merge: bool = False, delta:
         PublishError: No model, not the kind of model that was asked for, or one whose bases nobody else can fetch.
     """
     from pinyin_llm import PinyinLlamaConfig
-    from pinyin_llm.model_card import write_card
 
     bases = PinyinLlamaConfig.from_pretrained(folder).delta
     if (merge or delta) and not bases:

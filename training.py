@@ -73,8 +73,7 @@ def load_model(arguments: ModelArguments, config: PinyinLlamaConfig) -> PinyinLl
     dtype = torch.bfloat16 if arguments.frozen_bf16 and arguments.lora else torch.float32
     if not arguments.model:
         return PinyinLlamaForASR.from_base_models(config, arguments.audio_tower, arguments.language_model, dtype)
-    on_bases = bool(PinyinLlamaConfig.from_pretrained(arguments.model).delta)
-    model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=dtype if on_bases else torch.float32)
+    model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=dtype if config.delta else torch.float32)
     if arguments.save == "delta" and model.delta is None:
         raise ValueError(f"{arguments.model} is whole, a delta needs its two parts. Start from those, or --save whole.")
     return put_in_projector(model, config) if arguments.new_projector else model

@@ -31,6 +31,11 @@ class Chunk:
     heard: list[Syllable] = field(default_factory=list)
     alternatives: list[tuple[str, float]] = field(default_factory=list)
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether each character has the syllable that it was written for."""
+        return len(self.heard) == len(self.text)
+
 
 @dataclass
 class Transcript:
@@ -96,21 +101,22 @@ def as_dict(transcript: Transcript) -> dict:
     known["heard"] = [
         {"pinyin": s.pinyin, "start": s.start, "end": s.end, "confidence": round(s.confidence, 3)} for s in heard
     ]
-    if transcript.alternatives:
-        known["alternatives"] = [{"text": text, "score": round(score, 3)} for text, score in transcript.alternatives]
+    if alternatives := transcript.alternatives:
+        known["alternatives"] = [{"text": text, "score": round(score, 3)} for text, score in alternatives]
     return known
 
 
 def as_srt(transcript: Transcript) -> str:
-    cues = enumerate(subtitles(transcript), start=1)
-    return "".join(f"{i}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n\n" for i, (start, end, text) in cues)
+    return "".join(f"{i}\n{cue}" for i, cue in enumerate(_cues(transcript, ","), start=1))
 
 
 def as_vtt(transcript: Transcript) -> str:
-    cues = subtitles(transcript)
-    return "WEBVTT\n\n" + "".join(
-        f"{_clock(start, '.')} --> {_clock(end, '.')}\n{text}\n\n" for start, end, text in cues
-    )
+    return "WEBVTT\n\n" + "".join(_cues(transcript, "."))
+
+
+def _cues(transcript: Transcript, point: str) -> Iterator[str]:
+    for start, end, text in subtitles(transcript):
+        yield f"{_clock(start, point)} --> {_clock(end, point)}\n{text}\n\n"
 
 
 def characters_of(transcript: Transcript) -> list[dict]:
@@ -120,7 +126,7 @@ def characters_of(transcript: Transcript) -> list[dict]:
     """
     rows = []
     for chunk in transcript.chunks:
-        if len(chunk.heard) != len(chunk.text):
+        if not chunk.is_paired:
             rows.append({"text": chunk.text, "timestamp": (chunk.start, chunk.end), "pinyin": "", "confidence": 1.0})
             continue
         for character, heard in zip(chunk.text, chunk.heard, strict=True):
@@ -135,7 +141,7 @@ FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "tsv": as_tsv, "json": a
 def subtitles(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
     """(start, end, text) of each line: cut at pauses where the bridge heard when each character was said."""
     for chunk in filter(lambda chunk: chunk.text, transcript.chunks):
-        if len(chunk.heard) == len(chunk.text):
+        if chunk.is_paired:
             yield from _lines(chunk)
         else:
             yield chunk.start, chunk.end, chunk.text

@@ -1,6 +1,7 @@
 """Everything the tests stand on is made here: tiny random models, a tokenizer of some sixty characters, tones as speech."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,19 @@ def build_model(kind: str, **changes) -> PinyinLlamaForASR:
 
 
 _shared_model = cache(build_model)
+
+
+def save_folder(model: PinyinLlamaForASR, folder: Path) -> str:
+    """A model and its processor as a user has them on disk."""
+    model.save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

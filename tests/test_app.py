@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from conftest import free_port
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import metadata_load
@@ -30,9 +30,7 @@ SECONDS_TO_START = 60  # 5 s on an idle laptop
 @pytest.fixture(scope="module")
 def page():
     """The address of the page, with the mini model behind it."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     words = [sys.executable, "-m", "pinyin_llm.cli", "demo", "--model", str(MINI_MODEL), "--port", str(port)]
     process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     address, end = f"http://127.0.0.1:{port}", time.time() + SECONDS_TO_START

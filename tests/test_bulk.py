@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import soundfile
-from conftest import build_model, build_processor, tone
+from conftest import build_model, save_folder, tone
 from datasets import Audio, Dataset
 
 
@@ -22,8 +22,7 @@ SOUNDS = 24
 def corpus(tmp_path_factory) -> Path:
     """A tiny model, and a folder of sounds of which one cannot be read."""
     place = tmp_path_factory.mktemp("bulk")
-    build_model("pinyin_bridge").save_pretrained(place / "model")
-    build_processor().save_pretrained(place / "model")
+    save_folder(build_model("pinyin_bridge"), place / "model")
     (place / "in" / "deep").mkdir(parents=True)
     for number in range(SOUNDS - 1):
         soundfile.write(place / "in" / "deep" / f"{number}.wav", tone(1.0, 200 + 10 * number), 16000)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import build_model, build_processor, tone
+from conftest import build_model, save_folder, tone
 from safetensors.torch import load_file
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
@@ -32,8 +32,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 def model_folder(tmp_path_factory) -> str:
     """A tiny random model as a user would have it on disk."""
     folder = tmp_path_factory.mktemp("model")
-    build_model("pinyin_bridge").save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    save_folder(build_model("pinyin_bridge"), folder)
     return str(folder)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, build_model, build_processor
+from conftest import SENTENCES, build_model, save_folder
 from safetensors.torch import load_file
 
 
@@ -46,8 +46,7 @@ def runs(request, parts, tmp_path_factory):
     folder = tmp_path_factory.mktemp("distributed")
     texts = folder / "texts.txt"
     texts.write_text("\n".join(SENTENCES * 4), encoding="utf-8")
-    build_model("mean").save_pretrained(folder / "model")
-    build_processor().save_pretrained(folder / "model")
+    save_folder(build_model("mean"), folder / "model")
     data = {
         "train_p2c.py": ["--texts", texts, "--num_proc", "1"],
         "train_asr.py": ["--manifests", parts / "speech" / "manifest.tsv", "--cache_features", folder / "features"],

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES, build_model, build_processor
+from conftest import SENTENCES, build_model, save_folder
 from hub_stand_in import TOKEN, Repository, stand_in
 from huggingface_hub import ModelCard, metadata_load
 
@@ -56,8 +56,7 @@ def hub():
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    build_model("pinyin_bridge").save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    save_folder(build_model("pinyin_bridge"), folder)
     return folder
 
 

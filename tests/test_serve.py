@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import build_model, build_processor, tone
+from conftest import build_model, free_port, save_folder, tone
 from openai import APITimeoutError, BadRequestError, InternalServerError, OpenAI
 
 from pinyin_llm.transcription import MINI_MODEL
@@ -25,9 +24,7 @@ TEXT = "甚至出现交易几乎停滞的情况"
 @contextmanager
 def serving(model, *flags: str):
     """A server process and a client of it; ends the server as `kill` does."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     words = [sys.executable, "-m", "pinyin_llm.cli", "serve", "--model", str(model), "--port", str(port), *flags]
     process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:
@@ -57,8 +54,7 @@ def client():
 def slow(tmp_path_factory) -> tuple[Path, Path]:
     """A tiny model, and a sound that keeps it busy for a while."""
     folder = tmp_path_factory.mktemp("slow")
-    build_model("pinyin_bridge").save_pretrained(folder)
-    build_processor().save_pretrained(folder)
+    save_folder(build_model("pinyin_bridge"), folder)
     soundfile.write(folder / "long.wav", tone(120.0), 16000)
     return folder, folder / "long.wav"
 

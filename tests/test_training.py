@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import SENTENCES, build_config, build_model, build_processor, tone
+from conftest import SENTENCES, build_config, build_model, build_processor, save_folder, tone
 from transformers import AutoConfig, TrainingArguments, WhisperModel
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
@@ -33,13 +33,7 @@ def new_model(parts) -> list[str]:
 @pytest.fixture
 def bridge_folder(parts, tmp_path) -> str:
     """A model with a bridge, as stage 1 leaves it."""
-    return save(build_model("pinyin_bridge", ctc_loss_weight=0.5), tmp_path / "bridge")
-
-
-def save(model, folder: Path) -> str:
-    model.save_pretrained(folder)
-    build_processor().save_pretrained(folder)
-    return str(folder)
+    return save_folder(build_model("pinyin_bridge", ctc_loss_weight=0.5), tmp_path / "bridge")
 
 
 def p2c(parts: Path, output: Path, *arguments: str) -> None:
@@ -102,7 +96,7 @@ def test_stage_two_learns_projector_and_lowest_layers(parts, bridge_folder, tmp_
 
 
 def test_stage_two_learns_the_papers_projector(parts, tmp_path):
-    start = save(build_model("mean"), tmp_path / "start")
+    start = save_folder(build_model("mean"), tmp_path / "start")
     evaluation = ["--eval_manifests", str(parts / "speech" / "manifest.tsv"), "--eval_rows", "2"]
     asr(
         parts,
