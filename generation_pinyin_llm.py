@@ -1,162 +1,15 @@
-"""Decoding that knows pinyin: each slot may only write a character that can be read as the slot sounds."""
+"""Speech or pinyin of any length -> characters: batches, parts, what was heard and the best alternatives."""
 
-import math
-from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
-from transformers import LogitsProcessor
 
 from .audio_pinyin_llm import SAMPLING_RATE, split_at_pauses, why_no_speech
-from .tokenization_pinyin_llm import PinyinTokenizer
 
 
 LONGEST_ROW = 40  # syllables, as in training: of a row of 260 in one piece, 8.5 % of the characters were wrong
-LIKELY_UNITS = 8  # of heard pinyin, that a slot may be written as at their own probability
 IMPOSSIBLE = -1e8  # a log-probability that only a forbidden token has
-ONLY_DEN4 = "扽"  # the one syllable that GB 2312 has no character for
-
-
-def tokenize_characters(tokenizer, characters: list[str]) -> list[tuple[int, ...]]:
-    """Each character on its own -> its tokens, in training and in decoding alike: a slot is one character.
-
-    Many tokenizers have tokens of several characters, which no slot could write. Some begin every text with a piece:
-    it stays with the line break, which joins no character.
-    """
-    start, *written = tokenizer(["\n", *(f"\n{c}" for c in characters)], add_special_tokens=False).input_ids
-    return [tuple(ids[len(start) :]) for ids in written]
-
-
-class PinyinConstraint:
-    """What each pinyin unit can be written as, in the tokens of one tokenizer.
-
-    A character may be one token or several (byte fallback: three), so the next token follows from the character that
-    is half written. Characters are those of GB 2312 and those that have a token of their own.
-
-    Args:
-        tokenizer: The language model's.
-        pinyin_tokenizer: The units.
-        weight: For heard pinyin, the weight of its log-probability beside the language model's.
-        floor: For heard pinyin, the least probability that a unit may have; typed pinyin is strict.
-    """
-
-    def __init__(self, tokenizer, pinyin_tokenizer: PinyinTokenizer, weight: float, floor: float):
-        self.weight, self.floor = weight, floor
-        self.num_units, self.eos_token_id = len(pinyin_tokenizer), tokenizer.eos_token_id
-        vocabulary = tokenizer.get_vocab()
-        readings = {
-            c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c) or c == ONLY_DEN4
-        }
-        self.sequences = tokenize_characters(tokenizer, list(readings))
-        self.complete = set(self.sequences)
-        self.starts = torch.tensor(sorted({sequence[0] for sequence in self.sequences}))
-        self.written_for = self._homophones(_readable_pairs(list(readings.values()), pinyin_tokenizer))
-        self._continuations: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def _homophones(self, pairs: list[tuple[int, int]]) -> torch.Tensor:
-        """(U, most homophones) numbers of the characters that each unit is written as, padded with their count."""
-        of_unit = [[] for _ in range(self.num_units)]
-        for character, unit in pairs:
-            of_unit[unit].append(character)
-        rows = [torch.tensor(row, dtype=torch.long) for row in of_unit]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(self.sequences))
-
-    def bind(self, units: torch.Tensor, prompt_length: int) -> "PinyinLogitsProcessor":
-        """For one batch: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) heard probabilities."""
-        if units.is_floating_point():
-            shares, ids = units.float().topk(LIKELY_UNITS)
-            scores = self.weight * shares.clamp(min=self.floor).log()
-            filled, rest = shares[..., 0] > 0, self.weight * math.log(self.floor)
-        else:
-            ids = units.reshape(*units.shape[:2], -1)
-            scores = torch.zeros(ids.shape, device=ids.device).masked_fill(ids < 0, -torch.inf)
-            filled, rest = (ids >= 0).any(-1), -math.inf
-        return PinyinLogitsProcessor(self, ids.clamp(min=0), scores, rest, filled.sum(-1).tolist(), prompt_length)
-
-    def score_characters(self, ids: torch.Tensor, scores: torch.Tensor, rest: float) -> torch.Tensor:
-        """(R, K) unit ids and their scores -> (R, characters): each character's likeliest reading, `rest` without."""
-        written = self.written_for.to(ids.device)[ids]  # R, K, M
-        best = scores.new_full((len(ids), len(self.sequences) + 1), rest)
-        return best.scatter_reduce(1, written.flatten(1), scores.repeat_interleave(written.shape[2], 1), "amax")[:, :-1]
-
-    def continuations(self, prefix: tuple) -> tuple[torch.Tensor, torch.Tensor]:
-        """The characters whose tokens begin with `prefix`, and the token that each takes next."""
-        if prefix not in self._continuations:
-            size = len(prefix)
-            found = [(i, s[size]) for i, s in enumerate(self.sequences) if s[:size] == prefix and len(s) > size]
-            self._continuations[prefix] = tuple(torch.tensor(found).T)
-        return self._continuations[prefix]
-
-    def progress(self, written: torch.Tensor) -> tuple[int, tuple]:
-        """(L,) tokens written -> characters finished, and the tokens of the one that is half written."""
-        places = torch.isin(written, self.starts).nonzero().flatten().tolist()
-        last = tuple(written[places[-1] :].tolist()) if places else ()
-        unfinished = bool(last) and last not in self.complete
-        return len(places) - unfinished, last if unfinished else ()
-
-
-class PinyinLogitsProcessor(LogitsProcessor):
-    """A [`PinyinConstraint`] bound to the slots of one batch; beams of a row follow each other.
-
-    Args:
-        ids, scores: (B, N, K) units of each slot and their scores.
-        rest: Score of a character that none of them is written as.
-        filled: Slots of each row.
-    """
-
-    def __init__(self, constraint: PinyinConstraint, ids, scores, rest: float, filled: list[int], prompt_length: int):
-        self.constraint, self.ids, self.scores, self.rest = constraint, ids, scores, rest
-        self.filled, self.prompt_length = filled, prompt_length
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """(R, L) tokens so far and (R, V) scores of the next -> scores, impossible tokens at -inf."""
-        beams = len(input_ids) // len(self.filled)
-        allowed = torch.full_like(scores, -torch.inf)
-        end = self.constraint.eos_token_id
-        open_rows = defaultdict(list)  # by the tokens of the character that is half written: (row, slot)
-        for row, tokens in enumerate(input_ids[:, self.prompt_length :]):
-            slot, prefix = self.constraint.progress(tokens)
-            if slot >= self.filled[row // beams] or (tokens == end).any():
-                allowed[row, end] = 0.0
-            else:
-                open_rows[prefix].append((row, slot))
-        for prefix, places in open_rows.items():
-            rows, slots = torch.tensor(places, device=scores.device).T
-            allowed[rows] = self._allow(prefix, rows // beams, slots, allowed[rows])
-        return scores + allowed
-
-    def _allow(self, prefix: tuple, rows, slots, allowed: torch.Tensor) -> torch.Tensor:
-        """(R, V) scores of the tokens that may follow `prefix` in the slots given."""
-        heard = self.constraint.score_characters(self.ids[rows, slots], self.scores[rows, slots], self.rest)
-        characters, following = (part.to(allowed.device) for part in self.constraint.continuations(prefix))
-        index = following.expand(len(rows), -1)
-        allowed = allowed.scatter_reduce(1, index, heard[:, characters].to(allowed.dtype), "amax")
-        stuck = allowed.isneginf().all(1)  # no character is read so: the language model is free
-        allowed[stuck] = 0.0
-        allowed[stuck, self.constraint.eos_token_id] = -torch.inf
-        return allowed
-
-
-def _readable_pairs(readings: list[tuple[int, ...]], pinyin_tokenizer: PinyinTokenizer) -> list[tuple[int, int]]:
-    """(character number, unit) of all that may be written for a unit.
-
-    Besides its own readings any character may be said in the neutral tone (妈妈 is ma1 ma5), and a unit that is no
-    character's reading is written like the other tones of its syllable.
-    """
-    tones = [pinyin_tokenizer.bases[unit[:-1]] for unit in pinyin_tokenizer.units]
-    read = {unit for units in readings for unit in units}
-    loose = [unit for unit, name in enumerate(pinyin_tokenizer.units) if name[-1] == "5" or unit not in read]
-    spread = {unit: [other for other in loose if other in tones[unit]] for unit in read}
-    pairs = {(c, other) for c, units in enumerate(readings) for unit in units for other in (unit, *spread[unit])}
-    return sorted(pairs)
-
-
-def _in_gb2312(character: str) -> bool:
-    try:
-        return bool(character.encode("gb2312"))
-    except UnicodeEncodeError:
-        return False
 
 
 @dataclass
@@ -327,8 +180,6 @@ def _in_batches(rows: list, work, batch_size: int) -> list:
 
 
 __all__ = [
-    "PinyinConstraint",
-    "PinyinLogitsProcessor",
     "Syllable",
     "Written",
     "convert_pinyin",

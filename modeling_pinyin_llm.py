@@ -18,11 +18,20 @@ from transformers.utils import can_return_tuple
 from .audio_tower_pinyin_llm import PinyinLlamaAudioTower
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
 from .delta_pinyin_llm import load_delta, name_base, read_delta_config
+from .drafting_pinyin_llm import write_in_passes
 from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
 
 
 PROJECTORS = {"pooling": PoolingProjector, "pinyin_bridge": PinyinBridge}
 TOKENS_A_CHARACTER = 3  # UTF-8 bytes of a Han character that the tokenizer does not know
+SAYS_NOTHING_OF_DECODING = {"_from_model_config", "transformers_version", "use_cache", "cache_implementation"}
+SAYS_NOTHING_OF_DECODING |= {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "output_attentions",
+    "output_hidden_states",
+}
 AUTO_MAP = {
     "AutoConfig": "configuration_pinyin_llm.PinyinLlamaConfig",
     "AutoModel": "modeling_pinyin_llm.PinyinLlamaForASR",
@@ -314,6 +323,12 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         sources = (kwargs, vars(given), vars(self.generation_config))
         return any(source.get(name) is not None for source in sources for name in ("max_new_tokens", "max_length"))
 
+    def _is_plain_greedy(self, kwargs: dict) -> bool:
+        """Whether the call and the generation config ask for nothing but the likeliest tokens."""
+        asked = self.generation_config.to_diff_dict() | {name: v for name, v in kwargs.items() if v is not None}
+        asked = {name: value for name, value in asked.items() if name not in SAYS_NOTHING_OF_DECODING}
+        return asked.items() <= {"num_beams": 1, "do_sample": False}.items()
+
     def _units_of(self, slots: dict[int, AudioSlots], pinyin_ids: torch.Tensor | None) -> torch.Tensor:
         """What a constraint is bound to: the probabilities heard, or the ids typed."""
         (filling,) = slots.values()
@@ -350,6 +365,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         Returns:
             Token ids, prompt included, as in every decoder-only model.
         """
+        plain = logits_processor is None and self._is_plain_greedy(kwargs)
         if placeholders := self._placeholders_in_vocabulary():
             config = kwargs.get("generation_config") or self.generation_config
             suppressed = kwargs.get("suppress_tokens", config.suppress_tokens) or []
@@ -363,8 +379,10 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 most = max(int(filling.bound.max()) for filling in slots.values())
                 kwargs["max_new_tokens"] = TOKENS_A_CHARACTER * most + 2
         if pinyin_constraint is not None:
-            units = self._units_of(slots, pinyin_ids)
-            logits_processor = [*(logits_processor or []), pinyin_constraint.bind(units, input_ids.shape[1])]
+            bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1])
+            if plain:
+                return write_in_passes(self, input_ids, kwargs["inputs_embeds"], attention_mask, bound)
+            logits_processor = [*(logits_processor or []), bound]
         return super().generate(
             input_ids=input_ids, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs
         )

@@ -9,7 +9,8 @@ import hashlib
 import re
 import unicodedata
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 
@@ -110,9 +111,7 @@ class PinyinTokenizer:
         return slots
 
     def _encode_syllable(self, written: str) -> tuple[int, ...]:
-        letters = unicodedata.normalize("NFD", written)
-        marks = "".join(TONE_MARKS[c] for c in letters if c in TONE_MARKS)
-        bare = unicodedata.normalize("NFC", "".join(c for c in letters if c not in TONE_MARKS))
+        bare, marks = _split_tone(written)
         spelled = LUE_NUE.sub("üe", bare.replace("u:", "ü").replace("v", "ü"))
         match = SYLLABLE.fullmatch(spelled)
         if match and len(marks) + len(match[2]) <= 1:
@@ -164,17 +163,34 @@ class PinyinTokenizer:
     @cached_property
     def readings(self) -> dict[str, tuple[int, ...]]:
         """Every reading of each character that pypinyin knows: {character: unit ids}, for constrained decoding."""
-        from pypinyin import Style, pinyin
-        from pypinyin.constants import PINYIN_DICT
+
+        @cache
+        def read_as(written: str) -> int | None:
+            bare, tone = _split_tone(written)
+            return self._id_or_none(bare + (tone or "5"))
 
         table = {}
-        for character in map(chr, PINYIN_DICT):
-            options = pinyin(character, style=Style.TONE3, heteronym=True, neutral_tone_with_five=True, v_to_u=True)[0]
-            ids = {i for i in map(self._id_or_none, options) if i is not None}
-            if ids:
-                table[character] = tuple(sorted(ids))
+        for number, written in _read_pinyin_dict().items():
+            if read := {read_as(option) for option in written.split(",")} - {None}:
+                table[chr(number)] = tuple(sorted(read))
         table["儿"] += (self.ids["r5"],)  # 花儿 is hua1 r5
         return table
+
+
+def _split_tone(written: str) -> tuple[str, str]:
+    """hǎo -> hao, 3; without a tone mark the number is empty."""
+    letters = unicodedata.normalize("NFD", written)
+    marks = "".join(TONE_MARKS[c] for c in letters if c in TONE_MARKS)
+    return unicodedata.normalize("NFC", "".join(c for c in letters if c not in TONE_MARKS)), marks
+
+
+def _read_pinyin_dict() -> dict[int, str]:
+    """pypinyin's readings of each code point, "hǎo,hào", without its phrases: to import those takes half a second."""
+    place = Path(find_spec("pypinyin").origin).with_name("pinyin_dict.py")
+    spec = spec_from_file_location("pinyin_dict", place)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.pinyin_dict
 
 
 def _check_policy(errors: str, known: tuple[str, ...]) -> None:

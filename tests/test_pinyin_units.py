@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pypinyin import Style
+from pypinyin import Style, pinyin
 from pypinyin.constants import PHRASES_DICT, PINYIN_DICT
 from pypinyin.style import convert
 
@@ -121,3 +121,10 @@ def test_polyphones_are_read_by_their_phrase():
     wrong = [row["text"] for row in rows if " ".join(spell(row["text"])) != row["pinyin"]]
     assert len(rows) == 200
     assert len(wrong) <= 0.02 * len(rows), wrong
+
+
+def test_a_character_may_be_read_in_every_way_that_pypinyin_knows():
+    options = {"style": Style.TONE3, "heteronym": True, "neutral_tone_with_five": True, "v_to_u": True}
+    for character in [*map(chr, sorted(PINYIN_DICT)[::40]), *"子没底嘞鿿的了"]:
+        ids = {UNITS._id_or_none(reading) for reading in pinyin(character, **options)[0]} - {None}
+        assert set(UNITS.readings.get(character, ())) == ids, character

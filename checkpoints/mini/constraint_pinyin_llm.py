@@ -1,0 +1,1 @@
+../../constraint_pinyin_llm.py

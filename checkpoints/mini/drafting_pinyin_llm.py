@@ -1,0 +1,1 @@
+../../drafting_pinyin_llm.py

@@ -1,0 +1,199 @@
+"""What each slot may be written as: only characters that can be read as the slot sounds."""
+
+import math
+from collections import defaultdict
+from typing import NamedTuple
+
+import torch
+from transformers import LogitsProcessor
+
+from .tokenization_pinyin_llm import PinyinTokenizer
+
+
+LIKELY_UNITS = 8  # of heard pinyin, that a slot may be written as at their own probability
+ONLY_DEN4 = "扽"  # the one syllable that GB 2312 has no character for
+
+
+def tokenize_characters(tokenizer, characters: list[str]) -> list[tuple[int, ...]]:
+    """Each character on its own -> its tokens, in training and in decoding alike: a slot is one character.
+
+    Many tokenizers have tokens of several characters, which no slot could write. Some begin every text with a piece:
+    it stays with the line break, which joins no character.
+    """
+    start, *written = tokenizer(["\n", *(f"\n{c}" for c in characters)], add_special_tokens=False).input_ids
+    return [tuple(ids[len(start) :]) for ids in written]
+
+
+class PinyinConstraint:
+    """What each pinyin unit can be written as, in the tokens of one tokenizer.
+
+    A character may be one token or several (byte fallback: three), so the next token follows from the character that
+    is half written. Characters are those of GB 2312 and those that have a token of their own.
+
+    Args:
+        tokenizer: The language model's.
+        pinyin_tokenizer: The units.
+        weight: For heard pinyin, the weight of its log-probability beside the language model's.
+        floor: For heard pinyin, the least probability that a unit may have; typed pinyin is strict.
+    """
+
+    def __init__(self, tokenizer, pinyin_tokenizer: PinyinTokenizer, weight: float, floor: float):
+        self.weight, self.floor = weight, floor
+        self.num_units, self.eos_token_id = len(pinyin_tokenizer), tokenizer.eos_token_id
+        vocabulary = tokenizer.get_vocab()
+        readings = {
+            c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c) or c == ONLY_DEN4
+        }
+        self.sequences = tokenize_characters(tokenizer, list(readings))
+        self.complete = set(self.sequences)
+        self.starts = torch.tensor(sorted({sequence[0] for sequence in self.sequences}))
+        self.written_for = self._homophones(_readable_pairs(list(readings.values()), pinyin_tokenizer))
+        self._continuations: dict[tuple, tuple[torch.Tensor, ...]] = {}
+        self.guesses: dict[tuple, tuple] = {}  # units of a slot -> tokens written for it alone (drafting_pinyin_llm.py)
+
+    def _homophones(self, pairs: list[tuple[int, int]]) -> torch.Tensor:
+        """(U, most homophones) numbers of the characters that each unit is written as, padded with their count."""
+        of_unit = [[] for _ in range(self.num_units)]
+        for character, unit in pairs:
+            of_unit[unit].append(character)
+        rows = [torch.tensor(row, dtype=torch.long) for row in of_unit]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(self.sequences))
+
+    def bind(self, units: torch.Tensor, prompt_length: int) -> "PinyinLogitsProcessor":
+        """For one batch: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) heard probabilities."""
+        if units.is_floating_point():
+            shares, ids = units.float().topk(LIKELY_UNITS)
+            scores = self.weight * shares.clamp(min=self.floor).log()
+            filled, rest = shares[..., 0] > 0, self.weight * math.log(self.floor)
+            likeliest = ids[..., :1]
+        else:
+            likeliest = ids = units.reshape(*units.shape[:2], -1)
+            scores = torch.zeros(ids.shape, device=ids.device).masked_fill(ids < 0, -torch.inf)
+            filled, rest = (ids >= 0).any(-1), -math.inf
+        sizes = filled.sum(-1).tolist()
+        named = [
+            [tuple(i for i in slot if i >= 0) for slot in row[:n]]
+            for row, n in zip(likeliest.tolist(), sizes, strict=True)
+        ]
+        return PinyinLogitsProcessor(self, ids.clamp(min=0), scores, rest, named, prompt_length)
+
+    def score_characters(self, ids: torch.Tensor, scores: torch.Tensor, rest: float) -> torch.Tensor:
+        """(R, K) unit ids and their scores -> (R, characters): each character's likeliest reading, `rest` without."""
+        written = self.written_for.to(ids.device)[ids]  # R, K, M
+        best = scores.new_full((len(ids), len(self.sequences) + 1), rest)
+        return best.scatter_reduce(1, written.flatten(1), scores.repeat_interleave(written.shape[2], 1), "amax")[:, :-1]
+
+    def continuations(self, prefix: tuple) -> tuple[torch.Tensor, ...]:
+        """The characters whose tokens begin with `prefix`, and the token that each takes next; () where there is none."""
+        if prefix not in self._continuations:
+            size = len(prefix)
+            found = [(i, s[size]) for i, s in enumerate(self.sequences) if s[:size] == prefix and len(s) > size]
+            self._continuations[prefix] = tuple(map(torch.tensor, zip(*found, strict=True)))
+        return self._continuations[prefix]
+
+    def progress(self, written: torch.Tensor) -> tuple[int, tuple]:
+        """(L,) tokens written -> characters finished, and the tokens of the one that is half written."""
+        places = torch.isin(written, self.starts).nonzero().flatten().tolist()
+        last = tuple(written[places[-1] :].tolist()) if places else ()
+        unfinished = bool(last) and last not in self.complete
+        return len(places) - unfinished, last if unfinished else ()
+
+
+class Place(NamedTuple):
+    """Where a token is to be written: a slot of a row of the batch, behind the tokens that its character has already."""
+
+    row: int
+    slot: int
+    prefix: tuple
+
+
+class PinyinLogitsProcessor(LogitsProcessor):
+    """A [`PinyinConstraint`] bound to the slots of one batch; beams of a row follow each other.
+
+    Args:
+        ids, scores: (B, N, K) units of each slot and their scores.
+        rest: Score of a character that none of them is written as.
+        named: [row][slot] the units typed, or the one heard most likely, of the slots that are filled.
+    """
+
+    def __init__(self, constraint: PinyinConstraint, ids, scores, rest: float, named: list[list[tuple]], prompt_length):
+        self.constraint, self.ids, self.scores, self.rest = constraint, ids, scores, rest
+        self.named, self.prompt_length = named, prompt_length
+        self._starts: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """(R, L) tokens so far and (R, V) scores of the next -> scores, impossible tokens at -inf."""
+        beams, end = len(input_ids) // len(self.named), self.constraint.eos_token_id
+        allowed = torch.full_like(scores, -torch.inf)
+        places = {}
+        for index, tokens in enumerate(input_ids[:, self.prompt_length :]):
+            slot, prefix = self.constraint.progress(tokens)
+            if slot >= len(self.named[index // beams]) or (tokens == end).any():
+                allowed[index, end] = 0.0
+            else:
+                places[index] = Place(index // beams, slot, prefix)
+        if places:
+            allowed[list(places)] = self.score(list(places.values()), scores.shape[1]).to(scores.dtype)
+        return scores + allowed
+
+    def score(self, places: list[Place], vocabulary: int) -> torch.Tensor:
+        """What may be written at each of the places: (R, V) scores, -inf for what may not."""
+        if self._starts is None:  # what a character may begin with in each slot is asked again and again
+            rows, slots = self.ids.shape[:2]
+            index = torch.arange(rows * slots, device=self.ids.device)
+            self._starts = self._score((), index // slots, index % slots, vocabulary).view(rows, slots, -1)
+        rows, slots = torch.tensor([place[:2] for place in places], device=self.ids.device).T
+        scores = self._starts[rows, slots]
+        alike = defaultdict(list)
+        for index, place in enumerate(places):
+            alike[place.prefix].append(index)
+        for prefix, index in alike.items():
+            if prefix:
+                scores[index] = self._score(prefix, rows[index], slots[index], vocabulary)
+        return scores
+
+    def _score(self, prefix: tuple, rows: torch.Tensor, slots: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """(R,) rows and slots -> (R, V) scores of the tokens that may follow `prefix` there."""
+        heard = self.constraint.score_characters(self.ids[rows, slots], self.scores[rows, slots], self.rest)
+        characters, following = (part.to(heard.device) for part in self.constraint.continuations(prefix))
+        allowed = heard.new_full((len(rows), vocabulary), -torch.inf)
+        allowed = allowed.scatter_reduce(1, following.expand(len(rows), -1), heard[:, characters], "amax")
+        stuck = allowed.isneginf().all(1)  # no character is read so: the language model is free
+        allowed[stuck] = 0.0
+        allowed[stuck, self.constraint.eos_token_id] = -torch.inf
+        return allowed
+
+    def nearest(self, row: int, slot: int, tokens: tuple) -> tuple:
+        """The character whose tokens begin with as many of `tokens` as can be; of several the one that sounds best."""
+        size = len(tokens)
+        while tokens[:size] not in self.constraint.complete:
+            if found := self.constraint.continuations(tokens[:size]):
+                ids, scores = self.ids[row, slot, None], self.scores[row, slot, None]
+                heard = self.constraint.score_characters(ids, scores, self.rest)[0].cpu()
+                return self.constraint.sequences[found[0][heard[found[0]].argmax()]]
+            size -= 1  # ends at none at all, which every character begins with
+        return tokens[:size]
+
+
+def _readable_pairs(readings: list[tuple[int, ...]], pinyin_tokenizer: PinyinTokenizer) -> list[tuple[int, int]]:
+    """(character number, unit) of all that may be written for a unit.
+
+    Besides its own readings any character may be said in the neutral tone (妈妈 is ma1 ma5), and a unit that is no
+    character's reading is written like the other tones of its syllable.
+    """
+    tones = [pinyin_tokenizer.bases[unit[:-1]] for unit in pinyin_tokenizer.units]
+    read = {unit for units in readings for unit in units}
+    loose = [unit for unit, name in enumerate(pinyin_tokenizer.units) if name[-1] == "5" or unit not in read]
+    spread = {unit: [other for other in loose if other in tones[unit]] for unit in read}
+    pairs = {(c, other) for c, units in enumerate(readings) for unit in units for other in (unit, *spread[unit])}
+    return sorted(pairs)
+
+
+def _in_gb2312(character: str) -> bool:
+    try:
+        return bool(character.encode("gb2312"))
+    except UnicodeEncodeError:
+        return False
+
+
+__all__ = ["PinyinConstraint", "PinyinLogitsProcessor", "tokenize_characters"]
