@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from .constraint_pinyin_llm import PinyinLogitsProcessor, Place
 
 
+WINDOW = 16  # tokens that a pass reads ahead: in long answers what lies further off is read again anyway
 Answer = list[tuple[int, ...]]  # the tokens of each slot's character
 
 
@@ -87,7 +88,8 @@ class Reader:
         self.cache = DynamicCache(config=model.config.text_config)
 
     def read(self, tokens: torch.Tensor, final: int) -> torch.Tensor:
-        """(B, T) guesses, the first `final` of them read before -> (B, T - final, V) logits of each that is not final."""
+        """(B, T) guesses, the first `final` of them read before -> (B, W, V) logits of the `WINDOW` behind those."""
+        tokens = tokens[:, : final + WINDOW]
         later = torch.arange(1, tokens.shape[1], device=tokens.device)
         positions = torch.cat([self.positions, self.positions[:, -1:] + later], dim=1)
         embeds = self.model.get_input_embeddings()(tokens[:, max(final - 1, 0) : -1])
@@ -113,23 +115,24 @@ class Reader:
 
 
 def choose(logits, bound: PinyinLogitsProcessor, rows: list[int], drafts: list[Answer], final: int) -> list[list[int]]:
-    """(B, T - final, V) -> the likeliest token at each place behind `final`, of those that may stand there."""
-    places = {}
+    """(B, W, V) -> the likeliest token at each place behind `final`, of those that may stand there."""
+    places, window = {}, range(final, final + logits.shape[1])
     for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
         at = ((slot, tokens[:size]) for slot, tokens in enumerate(draft) for size in range(len(tokens)))
-        places |= {index * logits.shape[1] + t - final: Place(row, *place) for t, place in enumerate(at) if t >= final}
+        places |= {index * len(window) + t - final: Place(row, *place) for t, place in enumerate(at) if t in window}
     scores = logits.flatten(0, 1)
     scores[list(places)] += bound.score(list(places.values()), logits.shape[2])
-    return scores.argmax(-1).view(-1, logits.shape[1]).tolist()
+    return scores.argmax(-1).view(-1, len(window)).tolist()
 
 
 def revise(row: int, answer: Answer, final: int, found: list[int], bound: PinyinLogitsProcessor) -> tuple[Answer, int]:
     """The next guess, after `found` tokens were chosen behind the `final` ones, and how many tokens are final now."""
     guessed = list(chain(*answer))
-    wrong = next((t for t in range(final, len(guessed)) if found[t - final] != guessed[t]), None)
+    end = min(len(guessed), final + len(found))
+    wrong = next((t for t in range(final, end) if found[t - final] != guessed[t]), None)
     if wrong is None:
-        return answer, len(guessed)
-    said = guessed[:wrong] + found[wrong - final : len(guessed) - final]
+        return answer, end
+    said = guessed[:wrong] + found[wrong - final : end - final] + guessed[end:]
     ends = accumulate(map(len, answer))
     spans = [(tokens, slice(end - len(tokens), end)) for tokens, end in zip(answer, ends, strict=True)]
     revised = [

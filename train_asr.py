@@ -93,6 +93,7 @@ class SpeechCollator:
 
         from pinyin_llm.configuration_pinyin_llm import num_audio_slots
         from pinyin_llm.corpora.features import unpack
+        from pinyin_llm.training import reach_of_answers
 
         hidden = [self._mask(unpack(row, self.width), row["id"]) for row in rows]
         mel_frames = torch.tensor([row["mel_frames"] for row in rows])
@@ -107,6 +108,7 @@ class SpeechCollator:
             counts = num_audio_slots(mel_frames, self.processor.projector_stride).tolist()
             texts = [row["characters"] for row in rows]
             batch |= self.processor.make_prompts(self.processor.audio_token_id, counts, texts)
+            batch["logits_to_keep"] = reach_of_answers(batch["labels"])
         if self.replay:
             batch["replay"] = self.replay(rows, self.epoch)
         return batch

@@ -27,23 +27,27 @@ class DataArguments:
 
 def read_pairs(arguments: DataArguments, units):
     """Sentences -> a dataset of `characters`, their `units`, `length` and `row`, and the counts for the record."""
+    import numpy as np
     from datasets import concatenate_datasets
 
     parts, dropped = [], Counter()
     for text in arguments.texts:
         path, times = re.fullmatch(r"(.+?)(?:@(\d+))?", text).groups()
         read = _read_file(path, units, arguments.num_proc)
-        lengths = read["length"][:]
-        dropped["without_han"] += lengths.count(0)
-        dropped["too_long"] += sum(n > arguments.most_characters for n in lengths)
-        dropped["other_letters_left_out"] += sum(read["foreign"])
+        columns = read.with_format("numpy", columns=["length", "foreign"])[
+            :
+        ]  # arrays: a corpus may have millions of lines
+        dropped["without_han"] += int((columns["length"] == 0).sum())
+        dropped["too_long"] += int((columns["length"] > arguments.most_characters).sum())
+        dropped["other_letters_left_out"] += int(columns["foreign"].sum())
         parts += [read.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")] * int(times or 1)
     if dropped["other_letters_left_out"]:
         print(f"{dropped['other_letters_left_out']} lines lost digits or Latin letters: corpora/plain_text.py reads or cuts them.",
               file=sys.stderr)  # fmt: skip
     pairs = concatenate_datasets(parts).remove_columns("foreign")
-    pairs = pairs.add_column("row", list(range(len(pairs))))  # a sentence read twice gets noise of its own each time
-    return pairs, {"sentences": len(pairs), "characters": sum(pairs["length"]), **dropped}
+    pairs = pairs.add_column("row", np.arange(len(pairs)))  # a sentence read twice gets noise of its own each time
+    characters = int(pairs.with_format("numpy")["length"][:].sum())
+    return pairs, {"sentences": len(pairs), "characters": characters, **dropped}
 
 
 def _read_file(path: str, units, num_proc: int):
@@ -68,13 +72,13 @@ class PairCollator:
 
     def __call__(self, rows: list[dict]):
         from pinyin_llm.noise import generator_of
+        from pinyin_llm.training import reach_of_answers
 
         pinyin = [self.noise(row["units"], generator_of(self.epoch, str(row["row"]))) for row in rows]
         texts = [row["characters"] for row in rows]
         batch = self.processor(pinyin=pinyin, text=texts, padding_side="right")
         del batch["attention_mask"]  # what stands right of a row is behind it: causal attention never looks there
-        first_answer = int((batch["labels"] != -100).int().argmax(-1).min())
-        return {**batch, "logits_to_keep": batch["labels"].shape[1] - first_answer + 1}
+        return {**batch, "logits_to_keep": reach_of_answers(batch["labels"])}
 
 
 def write_evaluation(model, processor, files: list[str], rows: int):

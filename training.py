@@ -222,6 +222,11 @@ def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collato
     write_record(output_dir, arguments, counts, metrics)
 
 
+def reach_of_answers(labels: torch.Tensor) -> int:
+    """(B, L) labels -> how many positions from the end need logits, for `logits_to_keep`: those of prompts have no loss."""
+    return labels.shape[1] - int((labels != -100).int().argmax(-1).min()) + 1
+
+
 def show_rows(batch: dict, processor: PinyinLlamaProcessor) -> str:
     """The rows of a batch as text: what fills the slot, and in [brackets] what the loss sees."""
     units = processor.pinyin_tokenizer.units

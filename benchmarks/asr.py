@@ -1,8 +1,9 @@
 """Speech to characters: CER beside Whisper-base's own decoder, same clips, same normaliser; time and memory.
 
     python benchmarks/asr.py --whisper data/whisper-base data/speech/aishell1_S0150/held_out.tsv ...
+    python benchmarks/asr.py --whisper data/whisper-base --peers transformers faster-whisper whisper.cpp --peer_beams 1 5 ...
 
-Both run in this process on the same threads, one clip at a time and greedily unless told otherwise; the times are given
+All run in this process on the same threads, one clip at a time and greedily unless told otherwise; the times are given
 as a ratio. Peak memory is that of a fresh process that transcribes the same clips.
 """
 
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from peers import PEERS
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -27,25 +29,6 @@ from pinyin_llm.transcription import MINI_MODEL, load_model
 KINDS = ["wrong syllable", "tone", "character alone", "lost", "inserted", "clips with a repetition %"]
 
 
-def whisper_transcriber(folder: str):
-    """transformers' Whisper: (waveforms, batch size, beams) -> texts."""
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
-    processor = WhisperProcessor.from_pretrained(folder)
-    model = WhisperForConditionalGeneration.from_pretrained(folder).eval()
-
-    def transcribe(waveforms, batch_size, num_beams):
-        texts = []
-        for start in range(0, len(waveforms), batch_size):
-            batch = waveforms[start : start + batch_size]
-            inputs = processor(batch, sampling_rate=16000, return_tensors="pt")
-            ids = model.generate(inputs.input_features, language="zh", task="transcribe", num_beams=num_beams)
-            texts += processor.batch_decode(ids, skip_special_tokens=True)
-        return texts
-
-    return transcribe
-
-
 def read_set(named: str, rows: int | None) -> tuple[str, list[str], list]:
     """NAME=MANIFEST or MANIFEST -> name, texts and waveforms of one test set."""
     name, _, manifest = named.rpartition("=")
@@ -53,25 +36,20 @@ def read_set(named: str, rows: int | None) -> tuple[str, list[str], list]:
     return name or manifest, table["text"], [load_waveform(path) for path in tqdm(table["audio"], desc=manifest)]
 
 
-def measure(name_of_set: str, said: list[str], clips: list, transcribe, whisper, arguments) -> list[tuple]:
-    """The lines of both systems on one test set: one of rates and times, one of kinds of error, and the score."""
-    speech = sum(map(len, clips)) / 16000
-    lines, times = [], []
-    for name, system in (("PinyinLLM mini", transcribe), ("Whisper-base", whisper)):
-        system(clips[:1], 1, arguments.num_beams)  # warm up
+def measure(name_of_set: str, said: list[str], clips: list, systems: list[tuple], batch_size: int) -> list[tuple]:
+    """The lines of each (name, transcribe, beams) on one test set: rates and times, kinds of error, and the score."""
+    speech, lines, first = sum(map(len, clips)) / 16000, [], None
+    for name, transcribe, beams in systems:
+        transcribe(clips[:1], 1, beams)  # warm up
         start = time.perf_counter()
-        texts = system(clips, arguments.batch_size, arguments.num_beams)
-        times.append(time.perf_counter() - start)
+        texts = transcribe(clips, batch_size, beams)
+        seconds = time.perf_counter() - start
+        first = first or seconds
         s = score(said, texts)
-        cells = [
-            f"{100 * s.cer:.1f} ({100 * s.low:.1f} - {100 * s.high:.1f})",
-            s.substitutions,
-            s.deletions,
-            s.insertions,
-        ]
-        share = f"{100 * s.homophones:.0f} %"
-        rates = [name_of_set, name, *cells, share, f"{times[-1] / speech:.3f}", f"{times[-1] / times[0]:.2f}"]
-        lines.append((rates, [name_of_set, name, *kinds_of_error(s)], s))
+        cer = f"{100 * s.cer:.1f} ({100 * s.low:.1f} - {100 * s.high:.1f})"
+        cells = [cer, s.substitutions, s.deletions, s.insertions, f"{100 * s.homophones:.0f} %"]
+        rates = [name_of_set, name, beams, *cells, f"{seconds / speech:.3f}", f"{seconds / first:.2f}"]
+        lines.append((rates, [name_of_set, name, beams, *kinds_of_error(s)], s))
     return lines
 
 
@@ -97,45 +75,57 @@ def peak_memory(model: str, files: list[str]) -> float:
     return int(run.stderr.split()[-1]) / 2**20
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifests", nargs="+", help="tsv or jsonl (file, text), or NAME=MANIFEST")
     parser.add_argument("--model", default=MINI_MODEL)
     parser.add_argument("--whisper", default="openai/whisper-base")
     parser.add_argument("--batch_size", type=int, default=1)
-    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--num_beams", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--peers", nargs="+", choices=list(PEERS), default=["transformers"], help="that run Whisper-base"
+    )
+    parser.add_argument("--peer_beams", type=int, nargs="+", default=None, help="as --num_beams if left out")
     parser.add_argument("--rows", type=int, default=None, help="only the first clips of each manifest")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write results.json for the model card of the model's folder")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
     torch.set_num_threads(arguments.threads)
     model, processor = load_model(arguments.model)
 
     def transcribe(clips, batch_size, num_beams):
         return transcribe_clips(model, processor, clips, batch_size, num_beams=num_beams)
 
-    whisper = whisper_transcriber(arguments.whisper)
+    systems = [("PinyinLLM mini", transcribe, beams) for beams in arguments.num_beams]
+    for name in arguments.peers:
+        peer = PEERS[name](arguments.whisper, arguments.threads)
+        systems += [(f"Whisper-base, {name}", peer, beams) for beams in arguments.peer_beams or arguments.num_beams]
     sets = [read_set(manifest, arguments.rows) for manifest in arguments.manifests]
-    lines = [line for one in sets for line in measure(*one, transcribe, whisper, arguments)]
-    headers = ["set", "system", "CER % (95 %)", "S", "D", "I", "homophones", "RTF", "time / ours"]
+    measured = [measure(*one, systems, arguments.batch_size) for one in sets]
+    lines = [line for each in measured for line in each]
+    headers = ["set", "system", "beams", "CER % (95 %)", "S", "D", "I", "homophones", "RTF", "time / ours"]
     print(tabulate([rates for rates, _, _ in lines], headers=headers, tablefmt="github"))
-    print(f"\nKinds of error in % of the reference characters, beam {arguments.num_beams}:\n")
-    print(tabulate([kinds for _, kinds, _ in lines], headers=["set", "system", *KINDS], tablefmt="github"))
+    print("\nKinds of error in % of the reference characters:\n")
+    print(tabulate([kinds for _, kinds, _ in lines], headers=["set", "system", "beams", *KINDS], tablefmt="github"))
     if arguments.json:
-        arguments.json.write_text(card_results(lines), "utf-8")
+        arguments.json.write_text(
+            card_results([(each[0], each[len(arguments.num_beams)]) for each in measured]), "utf-8"
+        )
     if model.config.projector_type == "pinyin_bridge":
         print_syllables(sets, model, processor)
-    manifests = [named.rpartition("=")[2] for named in arguments.manifests]
-    files = [path for manifest in manifests for path in read_manifest(manifest)["audio"][:8]]
-    print(
-        f"\nPeak memory of pinyin-llm transcribe on {len(files)} clips: {peak_memory(arguments.model, files):.2f} GiB"
-    )
+    files = [path for one in arguments.manifests for path in read_manifest(one.rpartition("=")[2])["audio"][:8]]
+    memory = peak_memory(arguments.model, files)
+    print(f"\nPeak memory of pinyin-llm transcribe on {len(files)} clips: {memory:.2f} GiB")
 
 
-def card_results(lines: list[tuple]) -> str:
-    """What model_card.py reads: our CER and interval of each set, and the peer's beside it."""
+def card_results(pairs: list[tuple]) -> str:
+    """What model_card.py reads: our CER and interval of each set, and the first peer's beside it."""
     results = []
-    for (ours, _, score_), (_, _, peer) in zip(lines[::2], lines[1::2], strict=True):
+    for (ours, _, score_), (_, _, peer) in pairs:
         known = {"name": ours[0], "clips": score_.utterances, "cer": score_.cer, "low": score_.low, "high": score_.high}
         results.append(known | {"compared": f"Whisper-base {100 * peer.cer:.1f}"})
     return json.dumps(results, ensure_ascii=False, indent=2) + "\n"

@@ -8,6 +8,7 @@ whose resident peak, mapped weights included, is the kernel's. The weights are r
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -24,15 +25,16 @@ GB = 10**9
 TRANSCRIBE = """
 import sys, time, torch
 start = time.perf_counter()
-from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
+from pinyin_llm import PinyinLlamaProcessor
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.generation_pinyin_llm import transcribe_clips
-model = PinyinLlamaForASR.from_pretrained(sys.argv[1], dtype=torch.bfloat16)
+from quantized import load
+model = load(sys.argv[1], int(sys.argv[2]))
 processor = PinyinLlamaProcessor.from_pretrained(sys.argv[1])
 print("weights", sum(p.nbytes for p in model.parameters()))
 print("loaded", time.perf_counter() - start)
-if len(sys.argv) > 2:
-    print("text", transcribe_clips(model, processor, [load_waveform(sys.argv[2])], max_new_tokens=8))
+for sound in sys.argv[3:]:
+    print("text", transcribe_clips(model, processor, [load_waveform(sound)], max_new_tokens=8))
 """
 RESAVE = """
 import sys, torch
@@ -45,7 +47,8 @@ save_delta(PinyinLlamaForASR.from_pretrained(sys.argv[1], dtype=torch.bfloat16),
 def run(words: list) -> tuple[float, float, float, str]:
     """(seconds, peak of anonymous GB, peak of resident GB, stdout) of a process."""
     start, anonymous, resident = time.perf_counter(), 0, 0
-    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True)
+    beside = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])}
+    process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True, env=beside)
     while process.poll() is None:
         try:
             status = Path(f"/proc/{process.pid}/status").read_text()
@@ -90,8 +93,10 @@ def main() -> None:
     speech = ["--manifests", work / "clips.tsv", "--cache_features", work / "features"]
     jobs = {
         "stage 1, one step": [ROOT / "train_p2c.py", "--texts", work / "texts.txt", "--output_dir", work / "p2c", *bases, *step],
-        "load by reference": ["-c", TRANSCRIBE, work / "p2c"],
-        "load, transcribe 4.2 s": ["-c", TRANSCRIBE, work / "p2c", SAMPLE],
+        "load by reference": ["-c", TRANSCRIBE, work / "p2c", 16],
+        "load, transcribe 4.2 s": ["-c", TRANSCRIBE, work / "p2c", 16, SAMPLE],
+        "the same in 8 bits": ["-c", TRANSCRIBE, work / "p2c", 8, SAMPLE],
+        "the same in 4 bits": ["-c", TRANSCRIBE, work / "p2c", 4, SAMPLE],
         "stage 2, one step": [ROOT / "train_asr.py", "--model", work / "p2c", "--output_dir", work / "asr", *speech, *step],
         "reload, save again": ["-c", RESAVE, work / "asr", work / "again"],
     }  # fmt: skip

@@ -35,8 +35,7 @@ def faster_whisper(folder: str, threads: int):
     from faster_whisper import WhisperModel
 
     with tempfile.TemporaryDirectory() as converted:
-        files = [name for name in ("tokenizer.json",) if Path(folder, name).exists()]
-        TransformersConverter(folder, copy_files=files).convert(converted, quantization="int8", force=True)
+        TransformersConverter(folder, copy_files=["tokenizer.json"]).convert(converted, quantization="int8", force=True)
         model = WhisperModel(converted, device="cpu", compute_type="int8", cpu_threads=threads)
 
     def transcribe(waveforms, batch_size, num_beams):
@@ -70,7 +69,7 @@ def whisper_cpp(folder: str, threads: int):
 
 
 PEERS = {
-    "Whisper-base, transformers": transformers_whisper,
-    "Whisper-base, faster-whisper int8": faster_whisper,
-    "Whisper-base, whisper.cpp f16": whisper_cpp,
+    "transformers": transformers_whisper,
+    "faster-whisper": faster_whisper,
+    "whisper.cpp": whisper_cpp,
 }
