@@ -36,21 +36,24 @@ def read_set(named: str, rows: int | None) -> tuple[str, list[str], list]:
     return name or manifest, table["text"], [load_waveform(path) for path in tqdm(table["audio"], desc=manifest)]
 
 
-def measure(name_of_set: str, said: list[str], clips: list, systems: list[tuple], batch_size: int) -> list[tuple]:
-    """The lines of each (name, transcribe, beams) on one test set: rates and times, kinds of error, and the score."""
-    speech, lines, first = sum(map(len, clips)) / 16000, [], None
-    for name, transcribe, beams in systems:
+def measure(system: str, beams: int, transcribe, sets: list[tuple], batch_size: int) -> list[tuple]:
+    """One system on every test set: (set, system, beams, seconds, seconds of speech, score) of each."""
+    lines = []
+    for name, said, clips in sets:
         transcribe(clips[:1], 1, beams)  # warm up
         start = time.perf_counter()
         texts = transcribe(clips, batch_size, beams)
         seconds = time.perf_counter() - start
-        first = first or seconds
-        s = score(said, texts)
-        cer = f"{100 * s.cer:.1f} ({100 * s.low:.1f} - {100 * s.high:.1f})"
-        cells = [cer, s.substitutions, s.deletions, s.insertions, f"{100 * s.homophones:.0f} %"]
-        rates = [name_of_set, name, beams, *cells, f"{seconds / speech:.3f}", f"{seconds / first:.2f}"]
-        lines.append((rates, [name_of_set, name, beams, *kinds_of_error(s)], s))
+        lines.append((name, system, beams, seconds, sum(map(len, clips)) / 16000, score(said, texts)))
     return lines
+
+
+def cells_of(line: tuple, first: float) -> list:
+    """A line of the table: rates, and the time as a multiple of `first`."""
+    name, system, beams, seconds, speech, s = line
+    cer = f"{100 * s.cer:.1f} ({100 * s.low:.1f} - {100 * s.high:.1f})"
+    errors = [s.substitutions, s.deletions, s.insertions, f"{100 * s.homophones:.0f} %"]
+    return [name, system, beams, cer, *errors, f"{seconds / speech:.3f}", f"{seconds / first:.2f}"]
 
 
 def kinds_of_error(s: Score) -> list[str]:
@@ -100,21 +103,24 @@ def main() -> None:
     def transcribe(clips, batch_size, num_beams):
         return transcribe_clips(model, processor, clips, batch_size, num_beams=num_beams)
 
-    systems = [("PinyinLLM mini", transcribe, beams) for beams in arguments.num_beams]
+    sets = [read_set(manifest, arguments.rows) for manifest in arguments.manifests]
+    # one after the other, each loaded when its turn comes: threads of one engine that wait disturb the next
+    found = [measure("PinyinLLM mini", n, transcribe, sets, arguments.batch_size) for n in arguments.num_beams]
     for name in arguments.peers:
         peer = PEERS[name](arguments.whisper, arguments.threads)
-        systems += [(f"Whisper-base, {name}", peer, beams) for beams in arguments.peer_beams or arguments.num_beams]
-    sets = [read_set(manifest, arguments.rows) for manifest in arguments.manifests]
-    measured = [measure(*one, systems, arguments.batch_size) for one in sets]
-    lines = [line for each in measured for line in each]
+        for n in arguments.peer_beams or arguments.num_beams:
+            found.append(measure(f"Whisper-base, {name}", n, peer, sets, arguments.batch_size))
+    by_set = list(zip(*found, strict=True))
+    lines = [line for group in by_set for line in group]
+    rates = [cells_of(line, group[0][3]) for group in by_set for line in group]
     headers = ["set", "system", "beams", "CER % (95 %)", "S", "D", "I", "homophones", "RTF", "time / ours"]
-    print(tabulate([rates for rates, _, _ in lines], headers=headers, tablefmt="github"))
+    print(tabulate(rates, headers=headers, tablefmt="github"))
     print("\nKinds of error in % of the reference characters:\n")
-    print(tabulate([kinds for _, kinds, _ in lines], headers=["set", "system", "beams", *KINDS], tablefmt="github"))
+    kinds = [[*line[:3], *kinds_of_error(line[-1])] for line in lines]
+    print(tabulate(kinds, headers=["set", "system", "beams", *KINDS], tablefmt="github"))
     if arguments.json:
-        arguments.json.write_text(
-            card_results([(each[0], each[len(arguments.num_beams)]) for each in measured]), "utf-8"
-        )
+        pairs = [(group[0], group[len(arguments.num_beams)]) for group in by_set]
+        arguments.json.write_text(card_results(pairs), "utf-8")
     if model.config.projector_type == "pinyin_bridge":
         print_syllables(sets, model, processor)
     files = [path for one in arguments.manifests for path in read_manifest(one.rpartition("=")[2])["audio"][:8]]
@@ -125,8 +131,8 @@ def main() -> None:
 def card_results(pairs: list[tuple]) -> str:
     """What model_card.py reads: our CER and interval of each set, and the first peer's beside it."""
     results = []
-    for (ours, _, score_), (_, _, peer) in pairs:
-        known = {"name": ours[0], "clips": score_.utterances, "cer": score_.cer, "low": score_.low, "high": score_.high}
+    for (name, *_, ours), (*_, peer) in pairs:
+        known = {"name": name, "clips": ours.utterances, "cer": ours.cer, "low": ours.low, "high": ours.high}
         results.append(known | {"compared": f"Whisper-base {100 * peer.cer:.1f}"})
     return json.dumps(results, ensure_ascii=False, indent=2) + "\n"
 
