@@ -94,7 +94,8 @@ def test_twenty_at_once(client):
 def test_short_before_long_and_nothing_for_those_who_hung_up(slow, tmp_path):
     folder, sound = slow
     soundfile.write(tmp_path / "short.wav", tone(1.0), 16000)
-    with serving(folder) as (_, client), ThreadPoolExecutor(8) as pool:
+    one_less = "8"  # than the pieces of both: the short one is done with the first batch, the long one with the second
+    with serving(folder, "--batch_size", one_less) as (_, client), ThreadPoolExecutor(8) as pool:
         ended = {}
 
         def ask(name: str, file) -> None:
