@@ -128,11 +128,11 @@ def choose(logits, bound: PinyinLogitsProcessor, rows: list[int], drafts: list[A
 def revise(row: int, answer: Answer, final: int, found: list[int], bound: PinyinLogitsProcessor) -> tuple[Answer, int]:
     """The next guess, after `found` tokens were chosen behind the `final` ones, and how many tokens are final now."""
     guessed = list(chain(*answer))
-    end = min(len(guessed), final + len(found))
-    wrong = next((t for t in range(final, end) if found[t - final] != guessed[t]), None)
+    read = min(len(guessed), final + len(found))
+    wrong = next((t for t in range(final, read) if found[t - final] != guessed[t]), None)
     if wrong is None:
-        return answer, end
-    said = guessed[:wrong] + found[wrong - final : end - final] + guessed[end:]
+        return answer, read
+    said = guessed[:wrong] + found[wrong - final : read - final] + guessed[read:]
     ends = accumulate(map(len, answer))
     spans = [(tokens, slice(end - len(tokens), end)) for tokens, end in zip(answer, ends, strict=True)]
     revised = [

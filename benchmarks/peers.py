@@ -51,7 +51,8 @@ def whisper_cpp(folder: str, threads: int):
     from whisper_ggml import write_ggml
 
     with tempfile.TemporaryDirectory() as converted:
-        file = write_ggml(folder, Path(converted, "ggml-base.bin"))
+        file = Path(converted, "ggml-base.bin")
+        write_ggml(folder, file)
         models = {
             strategy: Model(
                 str(file), params_sampling_strategy=strategy, n_threads=threads, language="zh", no_context=True,

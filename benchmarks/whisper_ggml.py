@@ -61,20 +61,16 @@ def vocabulary(tokenizer) -> list[bytes]:
 def tensor_bytes(name: str, tensor: torch.Tensor) -> bytes:
     """One entry of the file: matrices in float16, vectors and positions in float32."""
     data = tensor.float().numpy()
+    plain = data.ndim == 1 or name.endswith("positional_embedding")
     if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
         data = data[:, None]
-    plain = (
-        data.ndim == 1 or name.endswith("positional_embedding") or name.startswith("encoder.conv") and "bias" in name
-    )
     kind, data = (FLOAT32, data) if plain else (FLOAT16, data.astype(np.float16))
     head = struct.pack("<iii", data.ndim, len(name), kind) + struct.pack(f"<{data.ndim}i", *reversed(data.shape))
     return head + name.encode() + data.tobytes()
 
 
-def write_ggml(folder: str, path: Path) -> Path:
-    """The file at `path`, made from the Whisper checkpoint in `folder` unless it is there."""
-    if path.exists():
-        return path
+def write_ggml(folder: str, path: Path) -> None:
+    """Write the file to `path`, from the Whisper checkpoint in `folder`."""
     processor = WhisperProcessor.from_pretrained(folder)
     model = WhisperForConditionalGeneration.from_pretrained(folder)
     filters = np.ascontiguousarray(processor.feature_extractor.mel_filters.T, dtype=np.float32)
@@ -87,4 +83,3 @@ def write_ggml(folder: str, path: Path) -> Path:
         for name, tensor in model.state_dict().items():
             if name != "proj_out.weight":  # tied to the token embedding
                 file.write(tensor_bytes(openai_name(name), tensor))
-    return path
