@@ -16,11 +16,13 @@ import random
 import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
+from threading import Lock
 
 
 SCRIPTS = {"p2c": "train_p2c.py", "projector": "train_asr.py", "asr": "train_asr.py"}
@@ -37,7 +39,7 @@ class TableArguments:
     sections: list[str] | None = field(default=None, metadata={"help": "Only these; all when left out."})
     speech: list[str] = field(default_factory=list, metadata={"help": "Further manifests to learn from."})
     tests: list[str] = field(default_factory=list, metadata={"help": "Further manifests to be tested on."})
-    workers: int = field(default=1, metadata={"help": "Seeds that run side by side; each gets its share of the cores."})
+    workers: int = field(default=1, metadata={"help": "Rows that run side by side; each gets its share of the cores."})
     launcher: str = field(default=sys.executable, metadata={"help": "What starts a training script."})
 
 
@@ -52,41 +54,47 @@ class Data:
 
     recipe: dict
     folder: Path
+    lock: Lock = field(default_factory=Lock)  # rows that run side by side want the same files
 
     def speech(self, share: float) -> Path:
         """A manifest of a random `share` of the clips; a smaller share is a part of a larger one."""
         from pinyin_llm.corpora.manifest import write_manifest
 
         path = self.folder / f"speech_{share:g}.tsv"
-        if not path.exists():
-            rows = self._clips()
-            random.Random(0).shuffle(rows)
-            kept = rows[: max(1, round(share * len(rows)))]
-            write_manifest(path, [(Path(r["audio"]), r["text"], r["speaker"], r["seconds"], r["split"]) for r in kept])
+        with self.lock:
+            if not path.exists():
+                rows = self._clips()
+                random.Random(0).shuffle(rows)
+                rows = rows[: max(1, round(share * len(rows)))]
+                columns = ("text", "speaker", "seconds", "split")
+                write_manifest(path, [(Path(row["audio"]), *(row[name] for name in columns)) for row in rows])
         return path
 
     def text(self, times: int) -> Path:
         """Sentences of `times` the characters of the transcripts: those themselves, then auxiliary text."""
         path = self.folder / f"text_{times}x.txt"
-        if not path.exists():
-            from pinyin_llm.text_normalization import han_only, read_aloud
-
-            lines = [han_only(read_aloud(row["text"])) for row in self._clips()]
-            said = sum(map(len, lines))
-            more = [line for file in self.recipe["auxiliary"] for line in Path(file).read_text("utf-8").splitlines()]
-            random.Random(0).shuffle(more)
-            missing = (times - 1) * said
-            for line in more:
-                if missing <= 0:
-                    break
-                lines.append(line)
-                missing -= len(line)
-            if missing > 0:
-                raise ValueError(
-                    f"Expected {times * said} characters for {times}x, found {times * said - missing}. Add auxiliary."
-                )
-            path.write_text("\n".join(filter(None, lines)) + "\n", encoding="utf-8")
+        with self.lock:
+            if not path.exists():
+                path.write_text("\n".join(filter(None, self._sentences(times))) + "\n", encoding="utf-8")
         return path
+
+    def _sentences(self, times: int) -> list[str]:
+        from pinyin_llm.text_normalization import han_only, read_aloud
+
+        lines = [han_only(read_aloud(row["text"])) for row in self._clips()]
+        said = sum(map(len, lines))
+        more = [line for file in self.recipe["auxiliary"] for line in Path(file).read_text("utf-8").splitlines()]
+        random.Random(0).shuffle(more)
+        missing = (times - 1) * said
+        for line in more:
+            if missing <= 0:
+                return lines
+            lines.append(line)
+            missing -= len(line)
+        if missing > 0:
+            found = times * said - missing
+            raise ValueError(f"Expected {times * said} characters for {times}x, found {found}. Add auxiliary.")
+        return lines
 
     def _clips(self) -> list[dict]:
         from pinyin_llm.corpora.manifest import read_manifest
@@ -129,6 +137,7 @@ class Runner:
     runs: Path
     launcher: str = sys.executable
     workers: int = 1
+    locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))  # by folder: rows share them
 
     def run(self, name: str, arguments: dict, command: Callable[[Path], list[str]]) -> Path:
         """The folder of the stage with these arguments, made by `command(folder)` if it is not there.
@@ -138,16 +147,19 @@ class Runner:
         """
         digest = hashlib.sha256(json.dumps([name, arguments], sort_keys=True).encode()).hexdigest()[:12]
         folder = self.runs / f"{name}-{digest}"
-        if (folder / "done").exists():
-            return folder
+        with self.locks[folder.name]:
+            if not (folder / "done").exists():
+                self._start(folder, command(folder))
+        return folder
+
+    def _start(self, folder: Path, words: list[str]) -> None:
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.workers))} if self.workers > 1 else {}
-        log, words = folder.with_suffix(".log"), command(folder)
+        log = folder.with_suffix(".log")
         with log.open("w") as output:
             code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
         if code:
             raise RuntimeError(f"{shlex.join(words)}: exit code {code}.\n{log.read_text()[-2000:]}")
         (folder / "done").touch()
-        return folder
 
     def run_stages(self, stages: list[tuple[str, dict]]) -> Path:
         """Run the stages one after the other, each from the model before it; the folder of the last."""
@@ -208,26 +220,23 @@ def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner) -> f
     from pinyin_llm.table_report import score_pairs
 
     def error(rate: float) -> float:
-        folder = runner.run_stages(stages_of(recipe, at_rate(row, rate), data, seed=0))
-        return score_pairs(write_down(folder, {"dev": data.recipe["dev"]})["dev"]).cer
+        found = write_row(recipe, at_rate(row, rate), data, runner, recipe["seeds"][0], {"dev": data.recipe["dev"]})
+        return score_pairs(found["dev"]).cer
 
     return min(data.recipe["learning_rates"], key=error)
 
 
-def run_row(recipe: dict, row: dict, data: Data, runner: Runner) -> dict:
-    """One row with every seed: its learning rate, and what `score_seeds` says of each test set."""
-    from pinyin_llm.table_report import score_seeds
+def write_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, tests: dict) -> dict[str, list]:
+    """Train the row with one seed and write the test sets down, as `write_down` does."""
+    folder = runner.run_stages(stages_of(recipe, row, data, seed))
+    with runner.locks[str(folder)]:
+        return write_down(folder, tests)
 
+
+def run_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int) -> tuple[float, dict[str, list]]:
+    """One row with one seed: its learning rate, which the first seed chose, and the pairs of each test set."""
     rate = best_learning_rate(recipe, row, data, runner)
-    row = at_rate(row, rate)
-
-    def run_seed(seed: int) -> dict:
-        return write_down(runner.run_stages(stages_of(recipe, row, data, seed)), data.recipe["tests"])
-
-    with ThreadPoolExecutor(runner.workers) as pool:
-        seeds = list(pool.map(run_seed, recipe["seeds"]))
-    tests = {name: score_seeds([found[name] for found in seeds]) for name in data.recipe["tests"]}
-    return {"learning rate": rate, "tests": tests}
+    return rate, write_row(recipe, at_rate(row, rate), data, runner, seed, data.recipe["tests"])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -237,7 +246,7 @@ def main(argv: list[str] | None = None) -> int:
     import yaml
     from tqdm import tqdm
 
-    from pinyin_llm.table_report import write_report
+    from pinyin_llm.table_report import add_seed, write_report
 
     recipe = yaml.safe_load(Path(arguments.recipe).read_text("utf-8"))
     if arguments.quick:
@@ -252,9 +261,14 @@ def main(argv: list[str] | None = None) -> int:
     wanted = {name: recipe["sections"][name] for name in named}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
     results: dict[str, dict] = {section: {} for section in wanted}
-    for section, name, row in tqdm(rows, unit="row"):
-        results[section][name] = run_row(recipe, row, data, runner)
-        write_report(results, Path(arguments.results))  # after every row: a reader need not wait for the last
+    with ThreadPoolExecutor(runner.workers) as pool, tqdm(total=len(rows) * len(recipe["seeds"]), unit="run") as bar:
+        for seed in recipe["seeds"]:  # seed by seed, so that all rows can be compared early
+            shared = map(repeat, (data, runner, seed))
+            runs = pool.map(run_row, repeat(recipe), (row for _, _, row in rows), *shared)
+            for (section, name, _), (rate, found) in zip(rows, runs, strict=True):
+                add_seed(results[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
+                write_report(results, Path(arguments.results))
+                bar.update()
     return 0
 
 

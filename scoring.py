@@ -68,8 +68,12 @@ class Score:
         return "\n".join(f"{name:<14}{value}" for name, value in rows.items())
 
 
-def score(references: list[str], hypotheses: list[str]) -> Score:
+def score(references: list[str], hypotheses: list[str], times: int = 1) -> Score:
     """CER of parallel lists, both normalised alike.
+
+    Args:
+        times: How often the lists hold the same utterances, one round after the other (a system's several seeds). The
+            interval draws an utterance with all its rounds: another seed is no other utterance.
 
     Raises:
         ValueError: Lists of different length, or no reference character at all.
@@ -83,7 +87,7 @@ def score(references: list[str], hypotheses: list[str]) -> Score:
     errors = np.array([_count(alignment) for alignment in alignments])
     substitutions, deletions, insertions = errors.sum(0).tolist()
     lengths = np.array([len(text) for text in said])
-    low, high = _interval(errors.sum(1), lengths)
+    low, high = _interval(*(counts.reshape(times, -1).sum(0) for counts in (errors.sum(1), lengths)))
     total = substitutions + deletions + insertions
     syllables, tones, characters = np.sum(list(map(_substitutions, alignments, said, wrote)), axis=0).tolist()
     return Score(

@@ -15,6 +15,7 @@ HEADER = [
     "CER %",
     "low",
     "high",
+    "seeds",
     "seeds' spread",
     "gain % over the first row",
     "homophones %",
@@ -24,21 +25,32 @@ HEADER = [
 
 INTRODUCTION = """# The paper's table
 
-Made by paper_table.py. CER in % over all seeds together, its 95 % interval by bootstrap over utterances, the standard deviation of
-the seeds' CER, the gain relative to the first row of the section, the share of errors that are homophones, and the learning
-rate of the last stage, which every row chose for itself on clips of the training set's kind. What does not help stands here as
-it came out.
+Made by paper_table.py. CER in % over all seeds together, its 95 % interval by bootstrap over utterances (each with all its
+seeds), how many seeds, the standard deviation of their CER, the gain relative to the first row of the section, the share of
+errors that are homophones, and the learning rate of the last stage, which every row chose for itself on clips of the training
+set's kind. What does not help stands here as it came out.
 """
 
 
-def score_pairs(pairs: list[tuple[str, str]]) -> Score:
-    """The score of (reference, hypothesis) pairs."""
-    return score(*map(list, zip(*pairs, strict=True)))
+def score_pairs(pairs: list[tuple[str, str]], times: int = 1) -> Score:
+    """The score of (reference, hypothesis) pairs, the same utterances `times` over."""
+    return score(*map(list, zip(*pairs, strict=True)), times=times)
+
+
+def add_seed(row: dict, found: dict[str, list[tuple[str, str]]]) -> None:
+    """Put the (reference, hypothesis) pairs that one more seed has found in each test set into a row of the results.
+
+    Args:
+        row: "seeds": {test set: pairs of each seed}; gets "tests": {test set: (score of all seeds, CER of each)}.
+    """
+    for name, pairs in found.items():
+        row["seeds"].setdefault(name, []).append(pairs)
+    row["tests"] = {name: score_seeds(seeds) for name, seeds in row["seeds"].items()}
 
 
 def score_seeds(seeds: list[list[tuple[str, str]]]) -> tuple[Score, list[float]]:
     """(reference, hypothesis) pairs a seed -> the score of all together, and the CER of each."""
-    return score_pairs(sum(seeds, [])), [score_pairs(pairs).cer for pairs in seeds]
+    return score_pairs(sum(seeds, []), len(seeds)), [score_pairs(pairs).cer for pairs in seeds]
 
 
 def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
@@ -54,9 +66,12 @@ def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
             start = first.setdefault(name, pooled.cer)
             spread = stdev(each) if len(each) > 1 else 0.0
             gain = 1 - mean(each) / start if start else 0.0
-            figures = (pooled.cer, pooled.low, pooled.high, spread, gain, pooled.homophones)
-            percent = [f"{100 * figure:.1f}" for figure in figures]
-            cells = (section, row, name, *percent, f"{found['learning rate']:g}")
+            cer, low, high, spread, gain, homophones = (
+                f"{100 * figure:.1f}"
+                for figure in (pooled.cer, pooled.low, pooled.high, spread, gain, pooled.homophones)
+            )
+            figures = (cer, low, high, len(each), spread, gain, homophones, f"{found['learning rate']:g}")
+            cells = (section, row, name, *figures)
             lines.append(dict(zip(HEADER, cells, strict=True)))
     return lines
 

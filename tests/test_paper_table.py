@@ -10,16 +10,19 @@ from pinyin_llm import paper_table
 from pinyin_llm.corpora import prepare
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.corpora.pack import pack
-from pinyin_llm.table_report import score_seeds, summarize
+from pinyin_llm.table_report import add_seed, summarize
 
 
 SAID = SENTENCES[:4]  # in the clips of `parts`
 STEPS = {"max_steps": 1, "use_cpu": True, "remove_unused_columns": False, "eval_strategy": "no", "save_strategy": "no"}
 
 
-def result(tests: dict) -> dict:
-    """What `run_row` gives for (reference, hypothesis) pairs a seed."""
-    return {"learning rate": 0.01, "tests": {name: score_seeds(seeds) for name, seeds in tests.items()}}
+def result(*seeds: dict) -> dict:
+    """A row of the results: what each seed found, (reference, hypothesis) pairs by test set."""
+    row = {"learning rate": 0.01, "seeds": {}}
+    for found in seeds:
+        add_seed(row, found)
+    return row
 
 
 OTHER = {"model": {"projector_type": "pinyin_bridge", "projector_stride": 4}}
@@ -49,6 +52,7 @@ def test_table_is_made_and_made_once(recipe, tmp_path):
     path = tmp_path / "table.yaml"
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), encoding="utf-8")
     command = ["--recipe", str(path), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    command += ["--workers", "2"]
     assert paper_table.main(command) == 0
     runs = {folder.name: folder.stat().st_mtime for folder in (tmp_path / "work" / "runs").glob("*-*/")}
     assert sorted(name.split("-")[0] for name in runs) == ["asr", "asr", "asr", "p2c"]
@@ -63,7 +67,7 @@ def test_quick_form_runs_the_sections_it_names(recipe, tmp_path, monkeypatch):
     recipe["sections"]["tones"] = {"with": {"text": 1}}
     recipe["quick"] = {"only": ["paper"]}
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    monkeypatch.setattr(paper_table, "run_row", lambda *_: result({"tones": [[("好", "好")]]}))
+    monkeypatch.setattr(paper_table, "run_row", lambda *_: (0.01, {"tones": [("好", "好")]}))
     folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert paper_table.main(["--recipe", str(tmp_path / "table.yaml"), *folders, "--quick"]) == 0
     with (tmp_path / "results" / "table.csv").open(encoding="utf-8") as lines:
@@ -107,9 +111,16 @@ def test_failed_stage_shows_its_log(recipe, tmp_path):
 
 def test_gain_is_relative_to_the_first_row():
     rows = {
-        "no P2C": result({"a": [[("一二三四", "一二五六")]]}),
-        "10x": result({"a": [[("一二三四", "一二三六")], [("一二三四", "一二三四")]]}),
+        "no P2C": result({"a": [("一二三四", "一二五六")]}),
+        "10x": result({"a": [("一二三四", "一二三六")]}, {"a": [("一二三四", "一二三四")]}),
     }
     first, second = summarize("paper", rows)
     assert (first["CER %"], second["CER %"]) == ("50.0", "12.5")
     assert second["gain % over the first row"] == "75.0"
+    assert (first["seeds"], second["seeds"]) == (1, 2)
+
+
+def test_another_seed_is_no_other_utterance():
+    found = {"a": [("一二三四", "一二三四"), ("一二三四", "五六七八")]}
+    (one,), (three,) = (summarize("paper", {"row": result(*[found] * times)}) for times in (1, 3))
+    assert (one["low"], one["high"]) == (three["low"], three["high"]) == ("0.0", "100.0")
