@@ -11,6 +11,7 @@ import unicodedata
 from contextlib import suppress
 from functools import cache, cached_property
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from itertools import groupby
 from pathlib import Path
 
 
@@ -38,6 +39,7 @@ class PinyinError(ValueError):
     """A character or syllable that has no pinyin unit, or a unit list that is not the frozen one."""
 
 
+@cache
 def is_han(character: str) -> bool:
     """Whether `character` is a Chinese character: a CJK ideograph of any plane, or 〇."""
     return character == "〇" or any(first <= ord(character) <= last for first, last in HAN_BLOCKS)
@@ -148,11 +150,10 @@ class PinyinTokenizer:
         """Han only, or non-Han only: pypinyin keeps one reading a character in the first alone (a known trap)."""
         if not is_han(run[0]):
             return [None] * len(run)
-        from pypinyin import Style, lazy_pinyin
+        from pypinyin.core import Pinyin
 
         run = unicodedata.normalize("NFC", run)  # compatibility ideographs have no readings of their own
-        readings = lazy_pinyin(run, style=Style.TONE3, neutral_tone_with_five=True, v_to_u=True, errors=list)
-        return [self._id_or_none(reading) for reading in readings]
+        return [self._id_or_none(reading) for word in Pinyin().seg(run) for reading in _read_word(word)]
 
     def _id_or_none(self, reading: str) -> int | None:
         try:
@@ -193,6 +194,14 @@ def _read_pinyin_dict() -> dict[int, str]:
     return module.pinyin_dict
 
 
+@cache  # words come again and again, and spelling them is three quarters of the time that reading text takes
+def _read_word(word: str) -> tuple[str, ...]:
+    """A word as pypinyin cuts it -> TONE3 syllables; a character without a reading comes back as itself."""
+    from pypinyin import Style, lazy_pinyin
+
+    return tuple(lazy_pinyin(word, style=Style.TONE3, neutral_tone_with_five=True, v_to_u=True, errors=list))
+
+
 def _check_policy(errors: str, known: tuple[str, ...]) -> None:
     if errors not in known:
         raise ValueError(f"errors must be one of {known}, found {errors!r}.")
@@ -200,13 +209,7 @@ def _check_policy(errors: str, known: tuple[str, ...]) -> None:
 
 def _han_runs(text: str) -> list[str]:
     """Cut where Han and non-Han meet: "AI很好" -> ["AI", "很好"]."""
-    runs: list[str] = []
-    for character in text:
-        if runs and is_han(runs[-1][-1]) == is_han(character):
-            runs[-1] += character
-        else:
-            runs.append(character)
-    return runs
+    return ["".join(run) for _, run in groupby(text, is_han)]
 
 
 __all__ = ["PinyinError", "PinyinTokenizer", "is_han"]

@@ -26,42 +26,62 @@ class DataArguments:
 
 
 def read_pairs(arguments: DataArguments, units):
-    """Sentences -> a dataset of `characters`, their `units`, `length` and `row`, and the counts for the record."""
-    import numpy as np
+    """Sentences -> a dataset of `characters`, their `units`, `length` and `copy`, and the counts for the record.
+
+    A corpus stays on disk, and what is counted is counted there: memory is the same for a million characters and for a
+    hundred million (benchmarks/pairs.py).
+    """
+    import pyarrow.compute as pc
     from datasets import concatenate_datasets
 
-    parts, dropped = [], Counter()
+    def total(column) -> int:
+        return pc.sum(column, min_count=0).as_py()
+
+    parts, counts = [], Counter()
     for text in arguments.texts:
         path, times = re.fullmatch(r"(.+?)(?:@(\d+))?", text).groups()
-        read = _read_file(path, units, arguments.num_proc)
-        columns = read.with_format("numpy", columns=["length", "foreign"])[
-            :
-        ]  # arrays: a corpus may have millions of lines
-        dropped["without_han"] += int((columns["length"] == 0).sum())
-        dropped["too_long"] += int((columns["length"] > arguments.most_characters).sum())
-        dropped["other_letters_left_out"] += int(columns["foreign"].sum())
-        parts += [read.filter(lambda n: 1 <= n <= arguments.most_characters, input_columns="length")] * int(times or 1)
-    if dropped["other_letters_left_out"]:
-        print(f"{dropped['other_letters_left_out']} lines lost digits or Latin letters: corpora/plain_text.py reads or cuts them.",
+        read, times = _read_file(path, units, arguments), int(times or 1)
+        length, fits = read.data["length"], read.data["fits"]
+        counts["sentences"] += times * total(fits)
+        counts["characters"] += times * total(pc.multiply(length, fits.cast("int64")))
+        counts["without_han"] += total(pc.equal(length, 0))
+        counts["too_long"] += total(pc.greater(length, arguments.most_characters))
+        counts["other_letters_left_out"] += total(read.data["foreign"])
+        parts += [_choose_fitting(read, copy) for copy in range(times)]
+    if counts["other_letters_left_out"]:
+        print(f"{counts['other_letters_left_out']} lines lost digits or Latin letters: corpora/plain_text.py reads or cuts them.",
               file=sys.stderr)  # fmt: skip
-    pairs = concatenate_datasets(parts).remove_columns("foreign")
-    pairs = pairs.add_column("row", np.arange(len(pairs)))  # a sentence read twice gets noise of its own each time
-    characters = int(pairs.with_format("numpy")["length"][:].sum())
-    return pairs, {"sentences": len(pairs), "characters": characters, **dropped}
+    return concatenate_datasets(parts).remove_columns(["fits", "foreign"]), dict(counts)
 
 
-def _read_file(path: str, units, num_proc: int):
-    from datasets import load_dataset
+def _read_file(path: str, units, arguments: DataArguments):
+    from datasets import Features, List, Value, load_dataset
 
-    def read(text: str) -> dict:
-        characters, ids = units.encode_characters(text)
-        foreign = sum(map(str.isalnum, text)) > len(ids)
-        return {"characters": characters, "units": ids, "length": len(ids), "foreign": foreign}
+    def read(texts: list[str]) -> dict:
+        pairs = [units.encode_characters(text) for text in texts]
+        lengths = [len(ids) for _, ids in pairs]
+        return {
+            "characters": [characters for characters, _ in pairs],
+            "units": [ids for _, ids in pairs],
+            "length": lengths,
+            "fits": [1 <= length <= arguments.most_characters for length in lengths],
+            "foreign": [sum(map(str.isalnum, t)) > length for t, length in zip(texts, lengths, strict=True)],
+        }
 
-    lines = load_dataset("text", data_files=path, split="train")
-    return lines.map(
-        read, input_columns="text", remove_columns="text", num_proc=num_proc, desc=f"reading {path} as pinyin"
-    )
+    kinds = {"characters": "string", "length": "int32", "fits": "bool", "foreign": "bool"}
+    features = Features({name: Value(kind) for name, kind in kinds.items()} | {"units": List(Value("int16"))})
+    # characters at a time; datasets' ten million of them take 430 MB
+    lines = load_dataset("text", data_files=path, split="train", chunksize=1_000_000)
+    how = {"num_proc": arguments.num_proc, "desc": f"reading {path} as pinyin"}
+    return lines.map(read, batched=True, input_columns="text", remove_columns="text", features=features, **how)
+
+
+def _choose_fitting(read, copy: int):
+    """The sentences of fitting length; a file that is read twice gets noise of its own each time, by `copy`."""
+    import numpy as np
+
+    numbered = read.add_column("copy", np.full(len(read), copy, np.int8))
+    return numbered.filter(lambda fits: fits, batched=True, input_columns="fits")
 
 
 class PairCollator:
@@ -74,7 +94,8 @@ class PairCollator:
         from pinyin_llm.noise import generator_of
         from pinyin_llm.training import reach_of_answers
 
-        pinyin = [self.noise(row["units"], generator_of(self.epoch, str(row["row"]))) for row in rows]
+        draws = (generator_of(self.epoch, f"{row['copy']} {row['characters']}") for row in rows)
+        pinyin = [self.noise(row["units"], random) for row, random in zip(rows, draws, strict=True)]
         texts = [row["characters"] for row in rows]
         batch = self.processor(pinyin=pinyin, text=texts, padding_side="right")
         del batch["attention_mask"]  # what stands right of a row is behind it: causal attention never looks there

@@ -271,7 +271,7 @@ def test_training_batch_has_the_loss_of_padded_rows(bridge_model, processor):
     texts = SENTENCES[:3]
     units = [processor.pinyin_tokenizer.encode_characters(text)[1] for text in texts]
     collate = train_p2c.PairCollator(processor, PinyinNoise(NoiseArguments(), processor.pinyin_tokenizer))
-    rows = [{"characters": c, "units": u, "row": n} for n, (c, u) in enumerate(zip(texts, units, strict=True))]
+    rows = [{"characters": c, "units": u, "copy": 0} for c, u in zip(texts, units, strict=True)]
     batch = collate(rows)
     with torch.no_grad():
         expected = bridge_model(**processor(pinyin=units, text=texts)).loss
