@@ -95,6 +95,7 @@ def train_ours(main, stage: str, output: str, data: dict) -> None:
 
 def stage_1_ours(output: str, data: str, **more) -> None:
     given = {"texts": [data], "length_column_name": "length", "lora": 0, "optimizer": "muon", "attention": "eager"}
+    given |= {"per_device_train_batch_size": ROWS["stage 1"] // 4, "gradient_accumulation_steps": 4}
     train_ours(train_p2c.main, "stage 1", output, given | more)
 
 

@@ -18,6 +18,7 @@ from pinyin_llm.arguments import ModelArguments
 from pinyin_llm.corpora import features
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.noise import NoiseArguments, PinyinNoise
+from pinyin_llm.optimizer import BatchedMuon
 from pinyin_llm.training import PinyinTrainer
 
 
@@ -276,6 +277,22 @@ def test_training_batch_has_the_loss_of_padded_rows(bridge_model, processor):
     with torch.no_grad():
         expected = bridge_model(**processor(pinyin=units, text=texts)).loss
         torch.testing.assert_close(bridge_model(**batch).loss, expected)
+
+
+def test_matrices_at_once_step_as_one_by_one():
+    def learn(kind, **how) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        matrices = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (8, 8), (24, 8), (24, 8), (8, 24))]
+        optimizer = kind(matrices, lr=0.01, weight_decay=0.05, **how)
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn_like(matrix)
+            optimizer.step()
+        return matrices
+
+    expected = learn(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")
+    for ours, theirs in zip(learn(BatchedMuon), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-4)  # steps are 0.01 x 0.2 x sqrt(24) at most
 
 
 class Collator:
