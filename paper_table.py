@@ -215,15 +215,15 @@ def at_rate(row: dict, rate: float) -> dict:
     return merge(row, {"asr": {"learning_rate": rate}})
 
 
-def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner) -> float:
-    """The rate of the last stage that this very row does best with, on clips that are in no test set."""
+def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner, rates: list[float]) -> float:
+    """The rate of the last stage, of `rates`, that this very row does best with, on clips that are in no test set."""
     from pinyin_llm.table_report import score_pairs
 
     def error(rate: float) -> float:
         found = write_row(recipe, at_rate(row, rate), data, runner, recipe["seeds"][0], {"dev": data.recipe["dev"]})
         return score_pairs(found["dev"]).cer
 
-    return min(data.recipe["learning_rates"], key=error)
+    return min(rates, key=error) if len(rates) > 1 else rates[0]
 
 
 def write_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, tests: dict) -> dict[str, list]:
@@ -233,9 +233,14 @@ def write_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, te
         return write_down(folder, tests)
 
 
-def run_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int) -> tuple[float, dict[str, list]]:
-    """One row with one seed: its learning rate, which the first seed chose, and the pairs of each test set."""
-    rate = best_learning_rate(recipe, row, data, runner)
+def run_row(recipe: dict, section: str, row: dict, data: Data, runner: Runner, seed: int) -> tuple[float, dict]:
+    """One row with one seed: its learning rate, which the first seed chose, and the pairs of each test set.
+
+    Rows of the sections that are not `choosing` (all are, if there is no such list) take the last of the rates.
+    """
+    rates = data.recipe["learning_rates"]
+    rates = rates if section in data.recipe.get("choosing", [section]) else rates[-1:]
+    rate = best_learning_rate(recipe, row, data, runner, rates)
     return rate, write_row(recipe, at_rate(row, rate), data, runner, seed, data.recipe["tests"])
 
 
@@ -263,8 +268,8 @@ def main(argv: list[str] | None = None) -> int:
     results: dict[str, dict] = {section: {} for section in wanted}
     with ThreadPoolExecutor(runner.workers) as pool, tqdm(total=len(rows) * len(recipe["seeds"]), unit="run") as bar:
         for seed in recipe["seeds"]:  # seed by seed, so that all rows can be compared early
-            shared = map(repeat, (data, runner, seed))
-            runs = pool.map(run_row, repeat(recipe), (row for _, _, row in rows), *shared)
+            sections, _, settings = zip(*rows, strict=True)
+            runs = pool.map(run_row, repeat(recipe), sections, settings, *map(repeat, (data, runner, seed)))
             for (section, name, _), (rate, found) in zip(rows, runs, strict=True):
                 add_seed(results[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
                 write_report(results, Path(arguments.results))

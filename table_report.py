@@ -27,8 +27,8 @@ INTRODUCTION = """# The paper's table
 
 Made by paper_table.py. CER in % over all seeds together, its 95 % interval by bootstrap over utterances (each with all its
 seeds), how many seeds, the standard deviation of their CER, the gain relative to the first row of the section, the share of
-errors that are homophones, and the learning rate of the last stage, which every row chose for itself on clips of the training
-set's kind. What does not help stands here as it came out.
+errors that are homophones, and the learning rate of the last stage, which the rows of the sections named in the recipe chose
+for themselves on clips of the training set's kind. What does not help stands here as it came out.
 """
 
 
