@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value, concatenate_datasets, load_from_disk
+from filelock import FileLock
 from tqdm import tqdm
 
 from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform, why_no_speech
@@ -40,8 +41,10 @@ def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[fl
     fingerprint = _fingerprint(rows, model, processor)
     for speed in speeds:
         place = Path(folder, f"{fingerprint}_{speed}")
-        if not place.exists():
-            _write(rows, model, processor, speed, place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{place}.lock"):  # of two runs on the same speech, one encodes and the other waits
+            if not place.exists():
+                _write(rows, model, processor, speed, place)
         encoded = load_from_disk(place)  # what was heard; what was said comes from the rows, which may be mended
         parts.append(concatenate_datasets([rows.select(list(encoded["row"])), encoded.remove_columns("row")], axis=1))
         counted = json.loads((place / COUNTS).read_text(encoding="utf-8"))
@@ -63,7 +66,6 @@ def _write(rows: Dataset, model, processor, speed: float, place: Path) -> None:
     """Encode all clips into `place`. They go to disk batch by batch: memory does not follow the size of the corpus."""
     counts = {"unreadable": 0, "silent": 0, "too_long": 0}
     partial = place.with_name(place.name + ".partial")
-    place.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=place.parent) as scratch:
         encoded = Dataset.from_generator(
             lambda: _encode(rows, model, processor, speed, counts),
