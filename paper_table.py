@@ -229,7 +229,7 @@ def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner, rate
 def write_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, tests: dict) -> dict[str, list]:
     """Train the row with one seed and write the test sets down, as `write_down` does."""
     folder = runner.run_stages(stages_of(recipe, row, data, seed))
-    with runner.locks[str(folder)]:
+    with runner.locks[folder.name]:
         return write_down(folder, tests)
 
 
@@ -265,10 +265,10 @@ def main(argv: list[str] | None = None) -> int:
     named = arguments.sections or recipe.get("only") or list(recipe["sections"])
     wanted = {name: recipe["sections"][name] for name in named}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
+    sections, _, settings = zip(*rows, strict=True)
     results: dict[str, dict] = {section: {} for section in wanted}
     with ThreadPoolExecutor(runner.workers) as pool, tqdm(total=len(rows) * len(recipe["seeds"]), unit="run") as bar:
         for seed in recipe["seeds"]:  # seed by seed, so that all rows can be compared early
-            sections, _, settings = zip(*rows, strict=True)
             runs = pool.map(run_row, repeat(recipe), sections, settings, *map(repeat, (data, runner, seed)))
             for (section, name, _), (rate, found) in zip(rows, runs, strict=True):
                 add_seed(results[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
