@@ -19,6 +19,7 @@ class DataArguments:
     eval_manifests: list[str] = field(default_factory=list, metadata={"help": "Speech that is only written out."})
     cache_features: str = field(default="data/features", metadata={"help": "Folder of the encoder's outputs."})
     speeds: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Learn sentences at these speeds."})
+    rooms: int = field(default=0, metadata={"help": "And each in so many small rooms, with noise (needs [corpora])."})
     learn: Literal["text", "pinyin"] = field(
         default="text", metadata={"help": "pinyin: the bridge alone, by CTC; text: characters too."}
     )
@@ -46,17 +47,19 @@ def read_speech(manifests: list[str], units):
     return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "without_text": len(rows) - len(kept)}
 
 
-def groups_of(arguments: DataArguments) -> dict[str, tuple[list[str], list[float]]]:
-    """Manifests and speeds of each kind of speech.
+def groups_of(arguments: DataArguments) -> dict[str, tuple[list[str], dict]]:
+    """Manifests of each kind of speech, and the changes that make copies of its clips.
 
     Raises:
         ValueError: Words where text is to be learned.
     """
+    from pinyin_llm.corpora.perturbation import changes_of
+
     if arguments.learn == "text" and arguments.word_manifests:
         raise ValueError("Words recorded alone teach pinyin: expected no word_manifests beside learn text. Drop them.")
-    groups = {"sentences": (arguments.manifests, arguments.speeds)}
+    groups = {"sentences": (arguments.manifests, changes_of(arguments.speeds, arguments.rooms))}
     if arguments.word_manifests:
-        groups["words"] = (arguments.word_manifests, [1.0])
+        groups["words"] = (arguments.word_manifests, changes_of([1.0], rooms=0))
     return groups
 
 
@@ -67,9 +70,9 @@ def read_features(arguments: DataArguments, model, processor):
     from pinyin_llm.corpora.features import cache_features
 
     parts, counts = [], {}
-    for name, (manifests, speeds) in groups_of(arguments).items():
+    for name, (manifests, changes) in groups_of(arguments).items():
         clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
-        rows, dropped = cache_features(clips, model, processor, arguments.cache_features, speeds)
+        rows, dropped = cache_features(clips, model, processor, arguments.cache_features, changes)
         counts[name] |= dropped
         parts.append(rows)
     arrays = {"type": "numpy", "columns": ["hidden"], "output_all_columns": True}
@@ -202,11 +205,11 @@ def show(config, processor, model_arguments, arguments: DataArguments, settings)
     model = choose_trainable(build_on_meta(config), model_arguments, arguments)
     collator, counts, rows = SpeechCollator(processor, config, arguments.learn), {}, []
     examples, seconds = 0, 0.0
-    for name, (manifests, speeds) in groups_of(arguments).items():
+    for name, (manifests, changes) in groups_of(arguments).items():
         clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
         rows += list(clips)
-        examples += len(clips) * len(speeds)
-        seconds += sum(clips["seconds"]) * sum(1 / speed for speed in speeds)
+        examples += len(clips) * len(changes)
+        seconds += sum(clips["seconds"]) * sum(1 / getattr(change, "speed", 1.0) for change in changes.values())
     by_length = sorted(rows, key=lambda clip: clip["seconds"])
     shown = [*rows[:2], by_length[len(rows) // 2], by_length[-1]]
     *batches, typical, longest = (collator([unheard(row, config.audio_config.d_model)]) for row in shown)

@@ -14,16 +14,18 @@ from tqdm import tqdm
 
 from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform, why_no_speech
 from pinyin_llm.configuration_pinyin_llm import num_encoder_frames
+from pinyin_llm.corpora.perturbation import Change
 
 
 BATCH_SECONDS = 120  # of speech encoded at once: clips of like length, so little is padding
+WRITTEN_AT_ONCE = 50  # clips; of the thousand that datasets keeps by default, long ones take gigabytes
 LONGEST_SECONDS = 30.0
 COUNTS = "dropped.json"
 FEATURES = Features({"row": Value("int64"), "hidden": List(Value("float16")), "mel_frames": Value("int64")})
 
 
-def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[float]) -> tuple[Dataset, dict]:
-    """Rows of `audio` paths -> the same rows, once a speed, with the encoder's output; and counts of what was dropped.
+def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[str, Change]) -> tuple[Dataset, dict]:
+    """Rows of `audio` paths -> the same rows, once a change, with the encoder's output; and counts of what was dropped.
 
     A part that is on disk already is not computed again: its name holds a fingerprint of encoder and audio. Texts are
     not kept there.
@@ -32,23 +34,23 @@ def cache_features(rows: Dataset, model, processor, folder: str, speeds: list[fl
         rows: id, audio, text, ...
         model: For its `audio_tower`.
         folder: Where the parts are kept.
-        speeds: 0.9 plays a clip slower and lower, 1.1 faster and higher: more voices from few (Ko et al. 2015).
+        changes: The name of each copy of the clips, and what makes it (perturbation.py).
 
     Returns:
         The rows with `hidden` (T * D float16, flat) and `mel_frames`.
     """
     parts, counts = [], {}
     fingerprint = _fingerprint(rows, model, processor)
-    for speed in speeds:
-        place = Path(folder, f"{fingerprint}_{speed}")
+    for name, change in changes.items():
+        place = Path(folder, f"{fingerprint}_{name}")
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):  # of two runs on the same speech, one encodes and the other waits
             if not place.exists():
-                _write(rows, model, processor, speed, place)
+                _write(rows, model, processor, change, place)
         encoded = load_from_disk(place)  # what was heard; what was said comes from the rows, which may be mended
         parts.append(concatenate_datasets([rows.select(list(encoded["row"])), encoded.remove_columns("row")], axis=1))
         counted = json.loads((place / COUNTS).read_text(encoding="utf-8"))
-        counts |= {f"{reason}_at_{speed}": n for reason, n in counted.items()}
+        counts |= {f"{reason}_at_{name}": n for reason, n in counted.items()}
     return concatenate_datasets(parts), counts
 
 
@@ -62,15 +64,16 @@ def _fingerprint(rows: Dataset, model, processor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(rows: Dataset, model, processor, speed: float, place: Path) -> None:
+def _write(rows: Dataset, model, processor, change: Change, place: Path) -> None:
     """Encode all clips into `place`. They go to disk batch by batch: memory does not follow the size of the corpus."""
     counts = {"unreadable": 0, "silent": 0, "too_long": 0}
     partial = place.with_name(place.name + ".partial")
     with TemporaryDirectory(dir=place.parent) as scratch:
         encoded = Dataset.from_generator(
-            lambda: _encode(rows, model, processor, speed, counts),
+            lambda: _encode(rows, model, processor, change, counts),
             features=FEATURES,
             cache_dir=scratch,
+            writer_batch_size=WRITTEN_AT_ONCE,
             fingerprint=place.name,  # datasets would else hash the model
         )
         encoded.save_to_disk(partial)
@@ -78,12 +81,12 @@ def _write(rows: Dataset, model, processor, speed: float, place: Path) -> None:
     partial.rename(place)
 
 
-def _encode(rows: Dataset, model, processor, speed: float, counts: dict[str, int]) -> Iterator[dict]:
+def _encode(rows: Dataset, model, processor, change: Change, counts: dict[str, int]) -> Iterator[dict]:
     """Every clip that can be used, the shortest first; `counts` tells of the others."""
     order = np.argsort([seconds or 0.0 for seconds in rows["seconds"]], kind="stable").tolist()
     paths, batch, frames = rows["audio"], [], 0
-    for number in tqdm(order, desc=f"encoding at {speed}"):
-        mel = _load(paths[number], processor, speed, counts)
+    for number in tqdm(order, desc="encoding"):
+        mel = _load(paths[number], processor, change, counts)
         if mel is None:
             continue
         batch.append((number, mel))
@@ -95,17 +98,14 @@ def _encode(rows: Dataset, model, processor, speed: float, counts: dict[str, int
         yield from _encode_batch(batch, model, processor)
 
 
-def _load(path: str, processor, speed: float, counts: dict[str, int]) -> torch.Tensor | None:
+def _load(path: str, processor, change: Change, counts: dict[str, int]) -> torch.Tensor | None:
     """(M, F) log-mel of a clip; `None`, and a count of the reason, if it cannot be used."""
-    import soxr
-
     try:
         waveform = load_waveform(path)
     except AudioError:
         counts["unreadable"] += 1
         return None
-    if speed != 1.0:
-        waveform = soxr.resample(waveform, speed * 16000, 16000)
+    waveform = change(waveform, Path(path).stem)
     if why_no_speech(waveform):
         counts["silent"] += 1
         return None

@@ -17,6 +17,7 @@ from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train
 from pinyin_llm.arguments import ModelArguments
 from pinyin_llm.corpora import features
 from pinyin_llm.corpora.manifest import read_manifest
+from pinyin_llm.corpora.perturbation import changes_of
 from pinyin_llm.noise import NoiseArguments, PinyinNoise
 from pinyin_llm.optimizer import BatchedMuon
 from pinyin_llm.training import PinyinTrainer
@@ -212,7 +213,9 @@ def test_features_go_to_disk_batch_by_batch(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "_load", lambda *given: events.append("read") or load(*given))
     monkeypatch.setattr(features, "_encode_batch", lambda *given: events.append("encoded") or encode(*given))
     rows = read_manifest(parts / "speech" / "manifest.tsv")
-    kept, counts = features.cache_features(rows, build_model("mean"), build_processor(), str(tmp_path / "cache"), [1.0])
+    kept, counts = features.cache_features(
+        rows, build_model("mean"), build_processor(), str(tmp_path / "cache"), changes_of([1.0], 0)
+    )
     assert events == ["read", "encoded"] * len(rows)
     assert len(kept) == len(rows)
     assert not any(counts.values())
