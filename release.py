@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).resolve().parent
 LARGEST_BYTES = 95_000_000
 
 
@@ -36,7 +36,7 @@ def release(source: str, target: str) -> int:
     )
     for copy in Path(target).glob("*_pinyin_llm.py"):
         copy.unlink()
-        copy.symlink_to(os.path.relpath(PACKAGE / copy.name, target))
+        copy.symlink_to(os.path.relpath(PACKAGE / copy.name, Path(target).resolve()))
     size = Path(target, "model.safetensors").stat().st_size
     if size > LARGEST_BYTES:
         raise ValueError(

@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peer_beams", type=int, nargs="+", default=None, help="as --num_beams if left out")
     parser.add_argument("--rows", type=int, default=None, help="only the first clips of each manifest")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write results.json for the model card of the model's folder")
+    parser.add_argument("--json", type=Path, help="write results.json for the model card, by the last of the beams")
     return parser.parse_args()
 
 
@@ -119,7 +119,8 @@ def main() -> None:
     kinds = [[*line[:3], *kinds_of_error(line[-1])] for line in lines]
     print(tabulate(kinds, headers=["set", "system", "beams", *KINDS], tablefmt="github"))
     if arguments.json:
-        pairs = [(group[0], group[len(arguments.num_beams)]) for group in by_set]
+        ours, theirs = len(arguments.num_beams), len(arguments.peer_beams or arguments.num_beams)
+        pairs = [(group[ours - 1], group[ours + theirs - 1]) for group in by_set]  # by the last of the beams
         arguments.json.write_text(card_results(pairs), "utf-8")
     if model.config.projector_type == "pinyin_bridge":
         print_syllables(sets, model, processor)

@@ -1,4 +1,4 @@
-"""Teach the mini model a voice from ten clips, on a laptop, in under five minutes.
+"""Teach the mini model a voice from some hundred clips, on a laptop, in under five minutes.
 
 1. Put your clips into a folder, and beside them a table `clips.tsv` (tabs between, a header line):
 
@@ -11,9 +11,9 @@
 3. pinyin-llm transcribe --model my-model talk.wav
 
 With `--test`, a table of other clips of the same voice, it prints the character error rate before and after. Only the pinyin
-bridge learns, that is, how the voice sounds; what the words are the language model knows from text already. Forty steps at a
-low rate are enough, and more would make the model forget other voices: of a synthetic voice that it had never heard, 10 clips
-brought the error rate on 50 others from 15.9 to 14.8 %, and at ten times this learning rate to 19.5 %.
+bridge learns, that is, how the voice sounds; what the words are the language model knows from text already. A step a clip at
+a low rate is enough, and more would make the model forget other voices. A hundred clips of a real voice that it had never heard
+brought the error rate on 92 others from 18.6 to 17.7 %; ten clips are too few, they brought it from 18.6 to 19.1 in forty steps.
 """
 
 import argparse
@@ -62,9 +62,10 @@ def main() -> None:
     parser.add_argument("--test", help="tsv: other clips of the same voice")
     parser.add_argument("--model", default=str(MINI_MODEL))
     parser.add_argument("--output_dir", default="my-model")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="of ten clips; as many as there are clips if left out")
     arguments = parser.parse_args()
-    fine_tune(arguments.model, arguments.clips, arguments.output_dir, arguments.steps)
+    steps = arguments.steps or len(read_manifest(arguments.clips))
+    fine_tune(arguments.model, arguments.clips, arguments.output_dir, steps)
     print(f"The model is in {Path(arguments.output_dir).resolve()}.")
     if arguments.test:
         for name, model in (("before", arguments.model), ("after", arguments.output_dir)):
