@@ -26,6 +26,7 @@ from threading import Lock
 
 
 SCRIPTS = {"p2c": "train_p2c.py", "projector": "train_asr.py", "asr": "train_asr.py"}
+LOADING = Lock()  # from_pretrained changes transformers' globals: of two at once, one lost its lm_head
 
 
 @dataclass
@@ -201,7 +202,8 @@ def write_down(folder: Path, tests: dict[str, str]) -> dict[str, list[tuple[str,
     path = folder / "hypotheses.json"
     written = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if missing := {name: file for name, file in tests.items() if name not in written}:
-        model, processor = load_model(folder)
+        with LOADING:
+            model, processor = load_model(folder)
         for name, manifest in missing.items():
             rows = read_manifest(manifest)
             texts = transcribe_clips(model, processor, [load_waveform(file) for file in rows["audio"]])
