@@ -209,7 +209,7 @@ def show(config, processor, model_arguments, arguments: DataArguments, settings)
         clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
         rows += list(clips)
         examples += len(clips) * len(changes)
-        seconds += sum(clips["seconds"]) * sum(1 / getattr(change, "speed", 1.0) for change in changes.values())
+        seconds += sum(clips["seconds"]) * sum(1 / change.speed for change in changes.values())
     by_length = sorted(rows, key=lambda clip: clip["seconds"])
     shown = [*rows[:2], by_length[len(rows) // 2], by_length[-1]]
     *batches, typical, longest = (collator([unheard(row, config.audio_config.d_model)]) for row in shown)

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, load_
 from filelock import FileLock
 from tqdm import tqdm
 
-from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform, why_no_speech
+from pinyin_llm.audio_pinyin_llm import SAMPLING_RATE, AudioError, load_waveform, why_no_speech
 from pinyin_llm.configuration_pinyin_llm import num_encoder_frames
 from pinyin_llm.corpora.perturbation import Change
 
@@ -41,9 +41,9 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
     """
     parts, counts = [], {}
     fingerprint = _fingerprint(rows, model, processor)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, change in changes.items():
         place = Path(folder, f"{fingerprint}_{name}")
-        place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):  # of two runs on the same speech, one encodes and the other waits
             if not place.exists():
                 _write(rows, model, processor, change, place)
@@ -85,7 +85,7 @@ def _encode(rows: Dataset, model, processor, change: Change, counts: dict[str, i
     """Every clip that can be used, the shortest first; `counts` tells of the others."""
     order = np.argsort([seconds or 0.0 for seconds in rows["seconds"]], kind="stable").tolist()
     paths, batch, frames = rows["audio"], [], 0
-    for number in tqdm(order, desc="encoding"):
+    for number in tqdm(order, desc=f"encoding, {change}"):
         mel = _load(paths[number], processor, change, counts)
         if mel is None:
             continue
@@ -109,7 +109,7 @@ def _load(path: str, processor, change: Change, counts: dict[str, int]) -> torch
     if why_no_speech(waveform):
         counts["silent"] += 1
         return None
-    if len(waveform) > LONGEST_SECONDS * 16000:
+    if len(waveform) > LONGEST_SECONDS * SAMPLING_RATE:
         counts["too_long"] += 1
         return None
     return processor.extract_features(waveform)
