@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
 
 from pinyin_llm.pipeline_pinyin_llm import transcribe
 from pinyin_llm.transcript_pinyin_llm import FORMATS, Transcript, characters_of
@@ -19,6 +20,7 @@ from pinyin_llm.transcript_pinyin_llm import FORMATS, Transcript, characters_of
 
 LARGEST_BYTES = 25 * 2**20  # OpenAI's limit, too
 LANGUAGES = {"", "zh", "cmn", "chinese", "mandarin"}  # also with a region or script behind, as zh-TW
+MODEL = {"id": "pinyin-llm", "object": "model", "created": 0, "owned_by": "pinyin-llm"}
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
 POLL_SECONDS = 0.5  # how often a waiting request is asked whether its client is still there
 RETRY_SECONDS = 1
@@ -103,19 +105,27 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
     server.add_exception_handler(RequestError, lambda _, error: _refuse(error.status, str(error)))
     server.add_exception_handler(RequestValidationError, lambda _, error: _refuse(400, _name_fields(error)))
 
+    @server.exception_handler(HTTPException)  # no such path, no such method
+    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
+        return _refuse(error.status_code, f"{request.method} {request.url.path}: {error.detail}. See /docs.")
+
     @server.get("/health")
     async def health() -> dict:
         return {"status": "ok", "waiting": server.state.batcher.waiting.qsize()}
 
     @server.get("/v1/models")
     async def models() -> dict:
-        return {"object": "list", "data": [{"id": "pinyin-llm", "object": "model", "owned_by": "pinyin-llm"}]}
+        return {"object": "list", "data": [MODEL]}
+
+    @server.get("/v1/models/{name}")
+    async def one_model(name: str) -> dict:
+        return MODEL | {"id": name}  # whatever it is called: there is one
 
     @server.post("/v1/audio/transcriptions")
     async def transcriptions(
         request: Request,
         file: Annotated[UploadFile, File()],
-        model: Annotated[str, Form()] = "pinyin-llm",  # noqa: ARG001  (there is one)
+        model: Annotated[str, Form()] = MODEL["id"],  # noqa: ARG001  (there is one)
         language: Annotated[str, Form()] = "zh",
         response_format: Annotated[str, Form()] = "json",
         stream: Annotated[bool, Form()] = False,

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from memory import memory_of
 from safetensors.torch import load_file
 from tabulate import tabulate
 
@@ -51,19 +52,16 @@ def run(words: list) -> tuple[float, float, float, str]:
     process = subprocess.Popen([sys.executable, *map(str, words)], stdout=subprocess.PIPE, text=True, env=beside)
     while process.poll() is None:
         try:
-            status = Path(f"/proc/{process.pid}/status").read_text()
+            memory = memory_of(process.pid)
         except OSError:
             break
-        numbers = {
-            line.split(":")[0]: line.split()[1] for line in status.splitlines() if line.startswith(("Rss", "VmHWM"))
-        }
-        anonymous = max(anonymous, int(numbers.get("RssAnon", 0)))
-        resident = max(resident, int(numbers.get("VmHWM", 0)))
+        anonymous = max(anonymous, memory.get("RssAnon", 0))  # a process that has just ended has none
+        resident = max(resident, memory.get("VmHWM", 0))
         time.sleep(0.05)
     output = process.communicate()[0]
     if process.returncode:
         raise RuntimeError(f"{' '.join(map(str, words[:3]))} ...: exit code {process.returncode}")
-    return time.perf_counter() - start, 1024 * anonymous / GB, 1024 * resident / GB, output
+    return time.perf_counter() - start, anonymous / GB, resident / GB, output
 
 
 def folder_bytes(folder: Path) -> int:

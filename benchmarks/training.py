@@ -16,9 +16,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 
 import torch
+from memory import memory_of
 from tabulate import tabulate
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -45,8 +45,7 @@ class Clock(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         start, end = self.steps[WARM_UP - 1], self.steps[-1]
-        peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
-        print(json.dumps({name: end[name] - start[name] for name in end} | {"GiB": int(peak) / 2**20}))
+        print(json.dumps({name: end[name] - start[name] for name in end} | {"GiB": memory_of()["VmHWM"] / 2**30}))
 
 
 class CountingTrainer(Trainer):

