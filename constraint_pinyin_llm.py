@@ -1,12 +1,16 @@
-"""What each slot may be written as: only characters that can be read as the slot sounds."""
+"""What each slot may be written as: only characters that can be read as the slot sounds, and rather those that follow
+each other in text."""
 
 import math
 from collections import defaultdict
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from transformers import LogitsProcessor
 
+from .ngrams_pinyin_llm import CharacterNgrams
 from .tokenization_pinyin_llm import PinyinTokenizer
 
 
@@ -35,17 +39,30 @@ class PinyinConstraint:
         pinyin_tokenizer: The units.
         weight: For heard pinyin, the weight of its log-probability beside the language model's.
         floor: For heard pinyin, the least probability that a unit may have; typed pinyin is strict.
+        ngrams: What follows what in text.
+        ngram_weight: The weight of their log-probability beside the language model's.
     """
 
-    def __init__(self, tokenizer, pinyin_tokenizer: PinyinTokenizer, weight: float, floor: float):
+    def __init__(
+        self,
+        tokenizer,
+        pinyin_tokenizer: PinyinTokenizer,
+        weight: float,
+        floor: float,
+        ngrams: CharacterNgrams | None = None,
+        ngram_weight: float = 0.0,
+    ):
         self.weight, self.floor = weight, floor
+        self.ngrams, self.ngram_weight = ngrams if ngram_weight else None, ngram_weight
         self.num_units, self.eos_token_id = len(pinyin_tokenizer), tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()
         readings = {
             c: ids for c, ids in pinyin_tokenizer.readings.items() if c in vocabulary or _in_gb2312(c) or c == ONLY_DEN4
         }
         self.sequences = tokenize_characters(tokenizer, list(readings))
-        self.complete = set(self.sequences)
+        self.characters = dict(zip(self.sequences, readings, strict=True))  # tokens -> the character that they are
+        if self.ngrams:  # characters that they never met are as unlikely as can be: the last of the row
+            self.numbers = torch.tensor([self.ngrams.numbers.get(character, -1) for character in readings])
         self.starts = torch.tensor(sorted({sequence[0] for sequence in self.sequences}))
         self.written_for = self._homophones(_readable_pairs(list(readings.values()), pinyin_tokenizer))
         self._continuations: dict[tuple, tuple[torch.Tensor, ...]] = {}
@@ -91,20 +108,36 @@ class PinyinConstraint:
             self._continuations[prefix] = tuple(map(torch.tensor, zip(*found, strict=True)))
         return self._continuations[prefix]
 
-    def progress(self, written: torch.Tensor) -> tuple[int, tuple]:
-        """(L,) tokens written -> characters finished, and the tokens of the one that is half written."""
+    def progress(self, written: torch.Tensor) -> tuple[int, tuple, str]:
+        """(L,) tokens written -> characters finished, tokens of the one that is half written, the last two before it."""
         places = torch.isin(written, self.starts).nonzero().flatten().tolist()
-        last = tuple(written[places[-1] :].tolist()) if places else ()
-        unfinished = bool(last) and last not in self.complete
-        return len(places) - unfinished, last if unfinished else ()
+        tokens = written.tolist()
+        last = [tuple(tokens[start:end]) for start, end in pairwise([*places[-3:], len(tokens)])]
+        unfinished = bool(last) and last[-1] not in self.characters
+        prefix = last.pop() if unfinished else ()
+        return len(places) - unfinished, prefix, self.last_two(last)
+
+    def last_two(self, written: list[tuple[int, ...]]) -> str:
+        """The tokens of characters -> the last two as text."""
+        return "".join(self.characters.get(tokens, "?") for tokens in written[-2:])
+
+    @lru_cache(maxsize=512)  # noqa: B019  (a constraint lives as long as its processor)
+    def follow(self, before: str) -> torch.Tensor:
+        """(characters,) what the n-grams say of each behind these two."""
+        log_probs = torch.from_numpy(self.ngrams.log_probs(before))
+        return self.ngram_weight * torch.cat([log_probs, log_probs.min()[None]])[self.numbers]
 
 
 class Place(NamedTuple):
-    """Where a token is to be written: a slot of a row of the batch, behind the tokens that its character has already."""
+    """Where a token is to be written: a slot of a row of the batch, behind the tokens that its character has already.
+
+    `before` is the two characters before that.
+    """
 
     row: int
     slot: int
     prefix: tuple
+    before: str
 
 
 class PinyinLogitsProcessor(LogitsProcessor):
@@ -119,7 +152,7 @@ class PinyinLogitsProcessor(LogitsProcessor):
     def __init__(self, constraint: PinyinConstraint, ids, scores, rest: float, named: list[list[tuple]], prompt_length):
         self.constraint, self.ids, self.scores, self.rest = constraint, ids, scores, rest
         self.named, self.prompt_length = named, prompt_length
-        self._starts: torch.Tensor | None = None
+        self._heard: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """(R, L) tokens so far and (R, V) scores of the next -> scores, impossible tokens at -inf."""
@@ -127,38 +160,45 @@ class PinyinLogitsProcessor(LogitsProcessor):
         allowed = torch.full_like(scores, -torch.inf)
         places = {}
         for index, tokens in enumerate(input_ids[:, self.prompt_length :]):
-            slot, prefix = self.constraint.progress(tokens)
+            slot, *behind = self.constraint.progress(tokens)
             if slot >= len(self.named[index // beams]) or (tokens == end).any():
                 allowed[index, end] = 0.0
             else:
-                places[index] = Place(index // beams, slot, prefix)
+                places[index] = Place(index // beams, slot, *behind)
         if places:
             allowed[list(places)] = self.score(list(places.values()), scores.shape[1]).to(scores.dtype)
         return scores + allowed
 
     def score(self, places: list[Place], vocabulary: int) -> torch.Tensor:
         """What may be written at each of the places: (R, V) scores, -inf for what may not."""
-        if self._starts is None:  # what a character may begin with in each slot is asked again and again
-            rows, slots = self.ids.shape[:2]
-            index = torch.arange(rows * slots, device=self.ids.device)
-            self._starts = self._score((), index // slots, index % slots, vocabulary).view(rows, slots, -1)
+        if self._heard is None:  # what a slot sounds like is asked again and again
+            heard = self.constraint.score_characters(self.ids.flatten(0, 1), self.scores.flatten(0, 1), self.rest)
+            self._heard = heard.view(*self.ids.shape[:2], -1)
         rows, slots = torch.tensor([place[:2] for place in places], device=self.ids.device).T
-        scores = self._starts[rows, slots]
+        characters = self._heard[rows, slots]
+        if self.constraint.ngrams:
+            follow = [self.constraint.follow(place.before) for place in places]
+            characters += torch.stack(follow).to(characters.device)
         alike = defaultdict(list)
         for index, place in enumerate(places):
             alike[place.prefix].append(index)
+        scores = characters.new_empty((len(places), vocabulary))
         for prefix, index in alike.items():
-            if prefix:
-                scores[index] = self._score(prefix, rows[index], slots[index], vocabulary)
+            scores[index] = self._tokens(prefix, characters[index], vocabulary)
         return scores
 
-    def _score(self, prefix: tuple, rows: torch.Tensor, slots: torch.Tensor, vocabulary: int) -> torch.Tensor:
-        """(R,) rows and slots -> (R, V) scores of the tokens that may follow `prefix` there."""
-        heard = self.constraint.score_characters(self.ids[rows, slots], self.scores[rows, slots], self.rest)
-        characters, following = (part.to(heard.device) for part in self.constraint.continuations(prefix))
-        allowed = heard.new_full((len(rows), vocabulary), -torch.inf)
-        allowed = allowed.scatter_reduce(1, following.expand(len(rows), -1), heard[:, characters], "amax")
-        stuck = allowed.isneginf().all(1)  # no character is read so: the language model is free
+    def _tokens(self, prefix: tuple, scores: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        """(R, characters) scores -> (R, V) scores of the tokens that may follow `prefix`.
+
+        Each token gets what the best character behind it has more than `prefix` promised: their sum is the character's score.
+        """
+        characters, following = (part.to(scores.device) for part in self.constraint.continuations(prefix))
+        scores = scores[:, characters]
+        allowed = scores.new_full((len(scores), vocabulary), -torch.inf)
+        allowed = allowed.scatter_reduce(1, following.expand(len(scores), -1), scores, "amax")
+        promised = scores.amax(1, keepdim=True)
+        stuck = promised[:, 0].isneginf()  # no character is read so: the language model is free
+        allowed = allowed - promised if prefix else allowed
         allowed[stuck] = 0.0
         allowed[stuck, self.constraint.eos_token_id] = -torch.inf
         return allowed
@@ -166,7 +206,7 @@ class PinyinLogitsProcessor(LogitsProcessor):
     def nearest(self, row: int, slot: int, tokens: tuple) -> tuple:
         """The character whose tokens begin with as many of `tokens` as can be; of several the one that sounds best."""
         size = len(tokens)
-        while tokens[:size] not in self.constraint.complete:
+        while tokens[:size] not in self.constraint.characters:
             if found := self.constraint.continuations(tokens[:size]):
                 ids, scores = self.ids[row, slot, None], self.scores[row, slot, None]
                 heard = self.constraint.score_characters(ids, scores, self.rest)[0].cpu()

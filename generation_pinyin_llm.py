@@ -36,7 +36,7 @@ class Written:
         text: The characters.
         heard: Of speech, what the bridge heard, a syllable a character where decoding is constrained; empty without a bridge.
         alternatives: The best texts with their scores, `text` first: sums of log-probabilities, the language model's and the
-            weighted ones of what was heard. Empty unless several were asked for.
+            weighted ones of what was heard and of the n-grams. Empty unless several were asked for.
     """
 
     text: str
@@ -56,6 +56,10 @@ def write_characters(
         **generate_kwargs: For `model.generate`, e.g. `num_beams=3`.
     """
     inputs = inputs.to(model.device)
+    if generate_kwargs.get("num_beams", 1) > 1 or num_return_sequences > 1:
+        generate_kwargs.setdefault(
+            "length_penalty", 0.0
+        )  # a sum: characters of more tokens than one are no better for it
     if constrained:
         generate_kwargs["pinyin_constraint"] = processor.pinyin_constraint()
     prompt_length = inputs["input_ids"].shape[1]
@@ -66,7 +70,6 @@ def write_characters(
     best = model.generate(
         **inputs,
         num_return_sequences=num_return_sequences,
-        length_penalty=0.0,  # the score is a sum: rows that are written in parts add up
         return_dict_in_generate=True,
         output_scores=True,
         **generate_kwargs,

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import cached_file
 
 from .audio_pinyin_llm import load_waveform
 from .configuration_pinyin_llm import num_audio_slots
 from .constraint_pinyin_llm import PinyinConstraint, tokenize_characters
+from .ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
 from .tokenization_pinyin_llm import PinyinTokenizer
 
 
@@ -18,6 +20,8 @@ PINYIN_TOKEN = "<|pinyin|>"
 IGNORED = -100
 HOP_LENGTH = 160  # samples a mel frame
 STFT_REACH = 200  # half a window: zeros behind the clip keep the reflection of its end out of its last frames
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+MAY_BE_MISSING = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 FRAME_STEP = 50  # batches are half seconds long: for each new shape oneDNN compiles kernels (12 ms a clip in bfloat16)
 
 
@@ -53,7 +57,23 @@ class PinyinLlamaProcessor(ProcessorMixin):
         self.pinyin_units = " ".join(self.pinyin_tokenizer.units)
         self.audio_token_id = tokenizer.convert_tokens_to_ids(AUDIO_TOKEN)
         self.pinyin_token_id = tokenizer.convert_tokens_to_ids(PINYIN_TOKEN)
+        self.ngrams: CharacterNgrams | None = None
         super().__init__(feature_extractor, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """With the n-grams that lie in the folder, if any do (count_ngrams.py)."""
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if path := cached_file(pretrained_model_name_or_path, FILE_NAME, **where, **MAY_BE_MISSING):
+            processor.ngrams = CharacterNgrams.load(path)
+        return processor
+
+    def save_pretrained(self, save_directory, **kwargs):
+        saved = super().save_pretrained(save_directory, **kwargs)
+        if self.ngrams:
+            self.ngrams.save(Path(save_directory, FILE_NAME))
+        return saved
 
     def __call__(
         self,
@@ -172,9 +192,11 @@ class PinyinLlamaProcessor(ProcessorMixin):
         return {"input_features": padded, "input_features_mask": mask}, counts
 
     @lru_cache(maxsize=4)  # noqa: B019
-    def pinyin_constraint(self, weight: float = 0.3, floor: float = 1e-4) -> PinyinConstraint:
+    def pinyin_constraint(
+        self, weight: float = 0.3, floor: float = 1e-4, ngram_weight: float = 0.4
+    ) -> PinyinConstraint:
         """For `model.generate(pinyin_constraint=...)`."""
-        return PinyinConstraint(self.tokenizer, self.pinyin_tokenizer, weight, floor)
+        return PinyinConstraint(self.tokenizer, self.pinyin_tokenizer, weight, floor, self.ngrams, ngram_weight)
 
     def decode_answers(self, sequences: torch.Tensor, prompt_length: int) -> list[str]:
         """(B, L) ids of `generate` -> what was written behind the prompt."""

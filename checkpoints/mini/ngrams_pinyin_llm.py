@@ -1,0 +1,1 @@
+../../ngrams_pinyin_llm.py

@@ -1,0 +1,157 @@
+"""Which characters follow each other in text: trigrams beside the language model (shallow fusion).
+
+A small language model forgets the rare words that it has read; counts forget nothing, and take seconds to make. Interpolated
+Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999).
+
+Shape letters: C characters, B bigrams, T trigrams that are kept.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+
+FILE_NAME = "ngrams.safetensors"
+START = "\n"  # stands before every line, twice
+BITS = 21  # of a code point
+LAST, LAST_TWO = (1 << BITS) - 1, (1 << 2 * BITS) - 1
+LINES_AT_ONCE = 200_000  # some five million characters, sorted in half a gigabyte
+
+
+@dataclass(eq=False)
+class CharacterNgrams:
+    """What follows a character, or two, by how much of the probability; the rest is what one character less says.
+
+    Bigrams stand in the order of their two characters, trigrams in the order of their first two as bigrams.
+
+    Args:
+        characters: (C,) uint32 code points, ascending.
+        unigrams: (C,) float32 probabilities.
+        bigram_counts: (C,) int32, how many bigrams begin with a character.
+        bigrams: (B,) uint16 number of the second character.
+        bigram_shares: (B,) float16, logarithm of its own share of the probability; -inf where a bigram only has trigrams.
+        bigram_rest: (C,) float32, what is left for the unigrams.
+        trigram_counts: (B,) uint16, how many trigrams begin with a bigram.
+        trigrams: (T,) uint16 number of the third character.
+        trigram_shares: (T,) float16, logarithms.
+        trigram_rest: (B,) float16, what is left for the bigrams.
+    """
+
+    characters: np.ndarray
+    unigrams: np.ndarray
+    bigram_counts: np.ndarray
+    bigrams: np.ndarray
+    bigram_shares: np.ndarray
+    bigram_rest: np.ndarray
+    trigram_counts: np.ndarray
+    trigrams: np.ndarray
+    trigram_shares: np.ndarray
+    trigram_rest: np.ndarray
+
+    def __post_init__(self):
+        self.numbers = {chr(code): number for number, code in enumerate(self.characters.tolist())}
+        self.bigram_starts = np.concatenate([[0], self.bigram_counts.cumsum(dtype=np.int64)])
+        self.trigram_starts = np.concatenate([[0], self.trigram_counts.cumsum(dtype=np.int64)])
+
+    @classmethod
+    def from_lines(cls, lines: Iterable[str], least: int = 2) -> "CharacterNgrams":
+        """Count the lines. Trigrams that came less than `least` times are forgotten.
+
+        Raises:
+            ValueError: There is no line.
+        """
+        keys, counts = _count_trigrams(lines)
+        if not len(keys):
+            raise ValueError("Expected lines of text to count, found none.")
+        characters = np.unique(np.concatenate([keys & LAST, keys >> BITS & LAST]))
+        contexts = np.unique(np.concatenate([keys >> BITS, keys & LAST_TWO]))
+        pairs, before = np.unique(keys & LAST_TWO, return_counts=True)  # of how many characters: Kneser and Ney's idea
+        singles, before_pairs = np.unique(pairs & LAST, return_counts=True)
+        unigrams = np.full(len(characters), 0.5)
+        unigrams[np.searchsorted(characters, singles)] = before_pairs
+        pair_shares, bigram_rest = _discount(pairs >> BITS, before, characters)
+        shares, trigram_rest = _discount(keys >> BITS, counts, contexts, least)
+        keys, shares = keys[shares > 0], shares[shares > 0]
+        bigram_shares = np.zeros(len(contexts))
+        bigram_shares[np.searchsorted(contexts, pairs)] = pair_shares
+        with np.errstate(divide="ignore"):
+            return cls(
+                characters=characters.astype(np.uint32),
+                unigrams=(unigrams / unigrams.sum()).astype(np.float32),
+                bigram_counts=_sizes(contexts >> BITS, characters).astype(np.int32),
+                bigrams=np.searchsorted(characters, contexts & LAST).astype(np.uint16),
+                bigram_shares=np.log(bigram_shares).astype(np.float16),
+                bigram_rest=bigram_rest.astype(np.float32),
+                trigram_counts=_sizes(keys >> BITS, contexts).astype(np.uint16),
+                trigrams=np.searchsorted(characters, keys & LAST).astype(np.uint16),
+                trigram_shares=np.log(shares).astype(np.float16),
+                trigram_rest=trigram_rest.astype(np.float16),
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CharacterNgrams":
+        return cls(**load_file(path))
+
+    def save(self, path: str | Path) -> None:
+        save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, path)
+
+    @lru_cache(maxsize=1024)  # noqa: B019  (n-grams live as long as their processor)
+    def log_probs(self, before: str) -> np.ndarray:
+        """The characters before, of which two count -> (C,) float32 log-probabilities of the next; not to be changed."""
+        first, second = (self.numbers.get(character) for character in (2 * START + before)[-2:])
+        if second is None:
+            return np.log(self.unigrams)
+        here = slice(*self.bigram_starts[second : second + 2])
+        found = self.bigram_rest[second] * self.unigrams
+        found[self.bigrams[here]] += np.exp(self.bigram_shares[here], dtype=np.float32)
+        if (bigram := self._find(first, second)) is not None:
+            here = slice(*self.trigram_starts[bigram : bigram + 2])
+            found *= self.trigram_rest[bigram]
+            found[self.trigrams[here]] += np.exp(self.trigram_shares[here], dtype=np.float32)
+        return np.log(found)
+
+    def _find(self, first: int | None, second: int) -> int | None:
+        """The number of a bigram, if it ever came."""
+        if first is None:
+            return None
+        start, end = self.bigram_starts[first : first + 2]
+        place = start + np.searchsorted(self.bigrams[start:end], second)
+        return place if place < end and self.bigrams[place] == second else None
+
+
+def _count_trigrams(lines: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+    """-> (T,) trigrams as three code points in an int64, ascending, and how often each came."""
+    lines, keys, counts = iter(lines), np.empty(0, np.int64), np.empty(0, np.int64)
+    while part := list(islice(lines, LINES_AT_ONCE)):
+        text = "".join(f"{2 * START}{line}" for line in part)
+        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
+        found = codes[:-2] << 2 * BITS | codes[1:-1] << BITS | codes[2:]
+        found, times = np.unique(found[codes[2:] != ord(START)], return_counts=True)
+        keys, places = np.unique(np.concatenate([keys, found]), return_inverse=True)
+        counts = np.bincount(places, np.concatenate([counts, times])).astype(np.int64)
+    return keys, counts
+
+
+def _discount(contexts: np.ndarray, counts: np.ndarray, known: np.ndarray, least: int = 1):
+    """How often something came behind its context -> its share of the probability there, and what is left in each context.
+
+    From each count the same is taken away (Ney, Essen and Kneser 1994); what came less than `least` times has no share.
+    """
+    once, twice = (np.count_nonzero(counts == times) for times in (1, 2))
+    discount = once / (once + 2 * twice) if once else 0.5
+    places = np.searchsorted(known, contexts)
+    totals = np.bincount(places, counts, len(known))
+    shares = np.where(counts >= least, (counts - discount) / totals[places], 0.0)
+    return shares, 1.0 - np.bincount(places, shares, len(known))
+
+
+def _sizes(contexts: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return np.bincount(np.searchsorted(known, contexts), minlength=len(known))
+
+
+__all__ = ["CharacterNgrams"]

@@ -1,0 +1,83 @@
+"""n-grams of characters: a distribution whatever came before, kept with the processor, heard in every way of decoding."""
+
+from collections import Counter
+from copy import copy
+
+import numpy as np
+import pytest
+from conftest import build_processor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinyin_llm import PinyinLlamaProcessor, count_ngrams
+from pinyin_llm.generation_pinyin_llm import convert_pinyin
+from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
+
+
+def with_ngrams(*lines: str) -> PinyinLlamaProcessor:
+    processor = copy(build_processor())  # which is shared
+    processor.ngrams = CharacterNgrams.from_lines(lines, least=1)
+    return processor
+
+
+LINES = st.lists(st.text("甲乙丙丁𠮷", max_size=6), min_size=1).filter(any)
+
+
+@given(LINES, st.text("甲乙丙戊", max_size=3), st.integers(1, 3))
+def test_probabilities_add_up_to_one(lines, before, least):
+    log_probs = CharacterNgrams.from_lines(lines, least).log_probs(before)
+    assert np.isfinite(log_probs).all()
+    assert np.exp(log_probs).sum() == pytest.approx(1, abs=5e-3)
+
+
+def test_interpolated_kneser_ney():
+    """By hand: 乙 was followed by 丙 twice and by 丁 once behind 甲; 丙 came behind 乙 alone, 丁 behind 乙 and 甲."""
+    ngrams = CharacterNgrams.from_lines(["甲乙丙", "甲乙丙", "甲乙丁", "甲丁"], least=1)
+    triples = Counter({"##甲": 4, "#甲乙": 3, "#甲丁": 1, "甲乙丙": 2, "甲乙丁": 1})
+    once, twice = (sum(count == n for count in triples.values()) for n in (1, 2))
+    discount = once / (once + 2 * twice)
+    pairs = Counter(triple[1:] for triple in triples)  # how many different characters they stood behind
+    pair_discount = 1.0  # each of the five came behind one character
+    singles = Counter(pair[1] for pair in pairs)
+    alone = singles["丙"] / (sum(singles.values()) + 0.5)  # and half for what begins a line
+    behind_one = (pairs["乙丙"] - pair_discount) / 2 + pair_discount * 2 / 2 * alone
+    behind_two = (triples["甲乙丙"] - discount) / 3 + discount * 2 / 3 * behind_one
+    found = np.exp(ngrams.log_probs("甲乙"))[ngrams.numbers["丙"]]
+    assert found == pytest.approx(behind_two, rel=2e-3)
+
+
+BEAMS, SAMPLED = {"num_beams": 3}, {"do_sample": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"), [("中国", {}), ("忠国", {}), ("钟果", {}), ("忠国", SAMPLED), ("钟果", BEAMS)]
+)
+def test_homophones_are_written_as_the_text_has_them(bridge_model, text, settings):
+    """Whether a character is one token (中, 国) or three; beams compare rows of as many tokens, so theirs are all of three."""
+    processor = with_ngrams("人民", text)
+    decided = processor.pinyin_constraint(ngram_weight=1000.0)
+    processor.pinyin_constraint = lambda: decided
+    assert convert_pinyin(bridge_model, processor, ["zhong guo"], **settings) == [text]
+
+
+def test_passes_write_what_steps_write(bridge_model):
+    processor = with_ngrams("中国人民", "你好中国", "绿虫长")
+    rows = ["zhong1 guo2 ren2 min2 ni3 hao3", "lü chong chang", "nüe4 zhong1"]
+    assert convert_pinyin(bridge_model, processor, rows) == convert_pinyin(
+        bridge_model, processor, rows, min_new_tokens=0
+    )
+
+
+def test_folder_keeps_them(processor, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("今天天气很好\n" * 2, encoding="utf-8")
+    processor.save_pretrained(tmp_path / "model")
+    words = ["--model", str(tmp_path / "model"), "--texts"]
+    assert count_ngrams.main([*words, str(tmp_path / "text.txt")]) == 0
+    PinyinLlamaProcessor.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "copy")
+    found = PinyinLlamaProcessor.from_pretrained(tmp_path / "copy").ngrams
+    assert found.log_probs("天天").argmax() == found.numbers["气"]
+    before = (tmp_path / "model" / FILE_NAME).read_bytes()
+    (tmp_path / "empty.txt").write_text("")
+    assert count_ngrams.main([*words, str(tmp_path / "empty.txt")]) == 2
+    assert "found none" in capsys.readouterr().err
+    assert (tmp_path / "model" / FILE_NAME).read_bytes() == before
