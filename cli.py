@@ -18,6 +18,7 @@ from importlib.util import find_spec
 TRANSCRIBE_EXAMPLES = """examples:
   pinyin-llm transcribe talk.wav
   pinyin-llm transcribe talk.mp3 --format srt > talk.srt
+  pinyin-llm transcribe rounds.wav --text hospital.txt  # words of the subject, names
   pinyin-llm transcribe recordings/ -o texts/           # given again, it goes on where it stopped
   pinyin-llm transcribe 'day*/*.flac' --format tsv | pinyin-llm score references.tsv /dev/stdin"""
 CONVERT_EXAMPLES = """examples:
@@ -85,8 +86,13 @@ def _add_convert(add: Callable) -> None:
 
 def _add_model(parser: argparse.ArgumentParser, beams: bool = True) -> None:
     parser.add_argument("--model", metavar="DIR|ID", help="folder or Hub id; default: the mini model")
+    parser.add_argument(
+        "--text",
+        metavar="FILE",
+        help="text of the subject, or a list of names: written rather than others that sound so",
+    )
     if beams:
-        parser.add_argument("--num_beams", type=_positive, default=3, metavar="N", help="default: %(default)s")
+        parser.add_argument("--num_beams", type=_positive, default=5, metavar="N", help="default: %(default)s")
 
 
 def _add_score(add: Callable) -> None:
@@ -163,7 +169,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     missing = [sound for sound in sounds if sound not in done]
     if not missing:
         return 0
-    model, processor = _load(arguments.model)
+    model, processor = _load(arguments)
     rows: list[dict] = []  # json on stdout is one list
 
     def show(transcript) -> None:
@@ -185,7 +191,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    model, processor = _load(arguments.model)
+    model, processor = _load(arguments)
     from pinyin_llm.transcription import convert_lines
 
     lines, batch_size = arguments.lines, 32
@@ -225,7 +231,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _demo(arguments: argparse.Namespace) -> int:
     _need("gradio", "demo")
-    model, processor = _load(arguments.model)
+    model, processor = _load(arguments)
     from pinyin_llm.app import launch
     from pinyin_llm.pipeline_pinyin_llm import PinyinLlamaPipeline
 
@@ -235,7 +241,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     _need("fastapi", "serve")
-    model, processor = _load(arguments.model)
+    model, processor = _load(arguments)
     from pinyin_llm.serve import serve
 
     return serve(model, processor, arguments.host, arguments.port, arguments.batch_size, arguments.queue)
@@ -264,18 +270,20 @@ def _number(rate: float) -> float | None:
     return None if math.isnan(rate) else rate
 
 
-def _load(name: str | None) -> tuple:
-    """The model and processor of `--model`, with transformers' own talk turned down."""
+def _load(arguments: argparse.Namespace) -> tuple:
+    """The model and processor of `--model` with the words of `--text`; transformers' own talk is turned down."""
     from transformers.utils import logging
 
-    from pinyin_llm.transcription import MINI_MODEL, load_model
+    from pinyin_llm.transcription import MINI_MODEL, load_model, read_words
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded = load_model(name or MINI_MODEL)
+    model, processor = load_model(arguments.model or MINI_MODEL)
+    if arguments.text:
+        read_words(processor, arguments.text)
     gc.freeze()
     gc.enable()
-    return loaded
+    return model, processor
 
 
 def _show_all(results: Iterable, show: Callable) -> int:

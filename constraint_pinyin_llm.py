@@ -76,8 +76,12 @@ class PinyinConstraint:
         rows = [torch.tensor(row, dtype=torch.long) for row in of_unit]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(self.sequences))
 
-    def bind(self, units: torch.Tensor, prompt_length: int) -> "PinyinLogitsProcessor":
-        """For one batch: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) heard probabilities."""
+    def bind(self, units: torch.Tensor, prompt_length: int, beams: bool = False) -> "PinyinLogitsProcessor":
+        """For one batch: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) heard probabilities.
+
+        n-grams are heard where beams are searched: they look back only, and what they prefer too early a greedy choice
+        cannot take back (docs/log.md).
+        """
         if units.is_floating_point():
             shares, ids = units.float().topk(LIKELY_UNITS)
             scores = self.weight * shares.clamp(min=self.floor).log()
@@ -92,7 +96,7 @@ class PinyinConstraint:
             [tuple(i for i in slot if i >= 0) for slot in row[:n]]
             for row, n in zip(likeliest.tolist(), sizes, strict=True)
         ]
-        return PinyinLogitsProcessor(self, ids.clamp(min=0), scores, rest, named, prompt_length)
+        return PinyinLogitsProcessor(self, ids.clamp(min=0), scores, rest, named, prompt_length, beams)
 
     def score_characters(self, ids: torch.Tensor, scores: torch.Tensor, rest: float) -> torch.Tensor:
         """(R, K) unit ids and their scores -> (R, characters): each character's likeliest reading, `rest` without."""
@@ -115,11 +119,7 @@ class PinyinConstraint:
         last = [tuple(tokens[start:end]) for start, end in pairwise([*places[-3:], len(tokens)])]
         unfinished = bool(last) and last[-1] not in self.characters
         prefix = last.pop() if unfinished else ()
-        return len(places) - unfinished, prefix, self.last_two(last)
-
-    def last_two(self, written: list[tuple[int, ...]]) -> str:
-        """The tokens of characters -> the last two as text."""
-        return "".join(self.characters.get(tokens, "?") for tokens in written[-2:])
+        return len(places) - unfinished, prefix, "".join(self.characters.get(tokens, "?") for tokens in last[-2:])
 
     @lru_cache(maxsize=512)  # noqa: B019  (a constraint lives as long as its processor)
     def follow(self, before: str) -> torch.Tensor:
@@ -131,13 +131,13 @@ class PinyinConstraint:
 class Place(NamedTuple):
     """Where a token is to be written: a slot of a row of the batch, behind the tokens that its character has already.
 
-    `before` is the two characters before that.
+    `before` is the two characters before that; greedy decoding does not ask for them.
     """
 
     row: int
     slot: int
     prefix: tuple
-    before: str
+    before: str = ""
 
 
 class PinyinLogitsProcessor(LogitsProcessor):
@@ -147,10 +147,21 @@ class PinyinLogitsProcessor(LogitsProcessor):
         ids, scores: (B, N, K) units of each slot and their scores.
         rest: Score of a character that none of them is written as.
         named: [row][slot] the units typed, or the one heard most likely, of the slots that are filled.
+        beams: Whether n-grams are heard.
     """
 
-    def __init__(self, constraint: PinyinConstraint, ids, scores, rest: float, named: list[list[tuple]], prompt_length):
+    def __init__(
+        self,
+        constraint: PinyinConstraint,
+        ids,
+        scores,
+        rest: float,
+        named: list[list[tuple]],
+        prompt_length,
+        beams: bool,
+    ):
         self.constraint, self.ids, self.scores, self.rest = constraint, ids, scores, rest
+        self.ngrams = constraint.ngrams if beams else None
         self.named, self.prompt_length = named, prompt_length
         self._heard: torch.Tensor | None = None
 
@@ -176,7 +187,7 @@ class PinyinLogitsProcessor(LogitsProcessor):
             self._heard = heard.view(*self.ids.shape[:2], -1)
         rows, slots = torch.tensor([place[:2] for place in places], device=self.ids.device).T
         characters = self._heard[rows, slots]
-        if self.constraint.ngrams:
+        if self.ngrams:
             follow = [self.constraint.follow(place.before) for place in places]
             characters += torch.stack(follow).to(characters.device)
         alike = defaultdict(list)

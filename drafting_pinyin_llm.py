@@ -118,8 +118,7 @@ def choose(logits, bound: PinyinLogitsProcessor, rows: list[int], drafts: list[A
     """(B, W, V) -> the likeliest token at each place behind `final`, of those that may stand there."""
     places, window = {}, range(final, final + logits.shape[1])
     for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
-        before = [bound.constraint.last_two(draft[max(slot - 2, 0) : slot]) for slot in range(len(draft))]
-        at = ((slot, tokens[:size], before[slot]) for slot, tokens in enumerate(draft) for size in range(len(tokens)))
+        at = ((slot, tokens[:size]) for slot, tokens in enumerate(draft) for size in range(len(tokens)))
         places |= {index * len(window) + t - final: Place(row, *place) for t, place in enumerate(at) if t in window}
     scores = logits.flatten(0, 1)
     scores[list(places)] += bound.score(list(places.values()), logits.shape[2])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from pinyin_llm.ngrams_pinyin_llm import FILE_NAME
 from pinyin_llm.training import records_of
 
 
@@ -58,6 +59,7 @@ def write_card(folder: Path, repo_id: str) -> None:
         if config.get("delta")
         else "",
         parts=count_parameters(folder),
+        ngrams=(folder / FILE_NAME).exists(),
         stages=[{"command": record["command"], "about": _about(record)} for record in records],
         training_data=training_data,
         results=results,
@@ -104,7 +106,8 @@ def count_parameters(folder: Path) -> dict[str, int]:
     from safetensors import safe_open
 
     counts: dict[str, int] = {}
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("adapter_*/*.safetensors")]):
+    files = {*folder.glob("*.safetensors"), *folder.glob("adapter_*/*.safetensors")} - {folder / FILE_NAME}
+    for path in sorted(files):
         with safe_open(path, framework="np") as weights:
             for name in weights.keys():  # noqa: SIM118  (no mapping)
                 part = "LoRA" if path.parent != folder else name.partition(".")[0]

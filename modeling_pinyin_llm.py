@@ -379,7 +379,10 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 most = max(int(filling.bound.max()) for filling in slots.values())
                 kwargs["max_new_tokens"] = TOKENS_A_CHARACTER * most + 2
         if pinyin_constraint is not None:
-            bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1])
+            beams = (
+                kwargs.get("num_beams") or (kwargs.get("generation_config") or self.generation_config).num_beams or 1
+            )
+            bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1], beams > 1)
             if plain:
                 return write_in_passes(self, input_ids, kwargs["inputs_embeds"], attention_mask, bound)
             logits_processor = [*(logits_processor or []), bound]

@@ -20,6 +20,7 @@ FILE_NAME = "ngrams.safetensors"
 START = "\n"  # stands before every line, twice
 BITS = 21  # of a code point
 LAST, LAST_TWO = (1 << BITS) - 1, (1 << 2 * BITS) - 1
+FEW = 0.75  # taken from each count where there are too few to tell
 LINES_AT_ONCE = 200_000  # some five million characters, sorted in half a gigabyte
 
 
@@ -124,6 +125,33 @@ class CharacterNgrams:
         return place if place < end and self.bigrams[place] == second else None
 
 
+class MixedNgrams:
+    """Two of them in one: a share of the probability is the topic's, the rest is the general one's.
+
+    Args:
+        general, topic: Each a [`CharacterNgrams`], or a mixture itself.
+        share: Of the topic, 0 to 1.
+    """
+
+    def __init__(self, general, topic, share: float):
+        self.general, self.topic, self.share = general, topic, share
+        new = topic.numbers.keys() - general.numbers.keys()
+        self.numbers = general.numbers | {c: number for number, c in enumerate(sorted(new), len(general.numbers))}
+        self._places = np.array([self.numbers[character] for character in topic.numbers])
+
+    @lru_cache(maxsize=1024)  # noqa: B019
+    def log_probs(self, before: str) -> np.ndarray:
+        """As [`CharacterNgrams.log_probs`]."""
+        found = np.zeros(len(self.numbers), np.float32)
+        found[: len(self.general.numbers)] = (1 - self.share) * np.exp(self.general.log_probs(before))
+        found[self._places] += self.share * np.exp(self.topic.log_probs(before))
+        return np.log(found)
+
+    def save(self, path: str | Path) -> None:
+        """The general ones alone: a topic is no part of a model."""
+        self.general.save(path)
+
+
 def _count_trigrams(lines: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """-> (T,) trigrams as three code points in an int64, ascending, and how often each came."""
     lines, keys, counts = iter(lines), np.empty(0, np.int64), np.empty(0, np.int64)
@@ -143,7 +171,7 @@ def _discount(contexts: np.ndarray, counts: np.ndarray, known: np.ndarray, least
     From each count the same is taken away (Ney, Essen and Kneser 1994); what came less than `least` times has no share.
     """
     once, twice = (np.count_nonzero(counts == times) for times in (1, 2))
-    discount = once / (once + 2 * twice) if once else 0.5
+    discount = once / (once + 2 * twice) if once and twice else FEW
     places = np.searchsorted(known, contexts)
     totals = np.bincount(places, counts, len(known))
     shares = np.where(counts >= least, (counts - discount) / totals[places], 0.0)
@@ -154,4 +182,4 @@ def _sizes(contexts: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.bincount(np.searchsorted(known, contexts), minlength=len(known))
 
 
-__all__ = ["CharacterNgrams"]
+__all__ = ["CharacterNgrams", "MixedNgrams"]

@@ -16,6 +16,7 @@ from pinyin_llm.tokenization_pinyin_llm import PinyinError
 
 
 MINI_MODEL = Path(__file__).parent / "checkpoints" / "mini"
+TOPIC_SHARE = 0.5  # of the words of a given text
 SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"}
 
 
@@ -50,6 +51,22 @@ def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, Pinyin
     if not on_gpu and torch.cpu.get_capabilities().get("amx_bf16"):
         model.audio_tower.bfloat16()
     return model.eval().to("cuda" if on_gpu else "cpu"), PinyinLlamaProcessor.from_pretrained(name)
+
+
+def read_words(processor: PinyinLlamaProcessor, file: str | Path) -> None:
+    """Text of any kind (see corpora/plain_text.py): from now on its words are written rather than others that sound so.
+
+    Raises:
+        OSError, ValueError: No such file, or no Han characters in it.
+    """
+    from pinyin_llm.corpora.plain_text import sentences
+    from pinyin_llm.ngrams_pinyin_llm import CharacterNgrams, MixedNgrams
+
+    lines = [line for text in Path(file).read_text("utf-8-sig").splitlines() for line in sentences(text)]
+    if not lines:
+        raise ValueError(f"{file}: expected sentences or names in Han characters, found none.")
+    topic = CharacterNgrams.from_lines(lines, least=1)
+    processor.ngrams = MixedNgrams(processor.ngrams, topic, TOPIC_SHARE) if processor.ngrams else topic
 
 
 def find_sounds(names: list[str]) -> dict[str, str]:

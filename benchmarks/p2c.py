@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", help="tsv files: text, toned, toneless")
     parser.add_argument("--model", default=MINI_MODEL)
-    parser.add_argument("--num_beams", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--num_beams", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--rows", type=int, default=None, help="only the first rows of each file")
     arguments = parser.parse_args()
     tables = {Path(path).stem: read_table(path)[: arguments.rows] for path in arguments.tables}

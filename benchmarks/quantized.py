@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifests", nargs="+", help="tsv or jsonl: file, text")
     parser.add_argument("--model", default=str(MINI_MODEL))
-    parser.add_argument("--num_beams", type=int, default=3)
+    parser.add_argument("--num_beams", type=int, default=5)
     arguments = parser.parse_args()
     processor = PinyinLlamaProcessor.from_pretrained(arguments.model)
     sets = {path: read_manifest(path) for path in arguments.manifests}

@@ -32,7 +32,7 @@ def error_rate(model_folder: str, table: str) -> float:
     """CER of a model on a table of clips."""
     model, processor = load_model(model_folder)
     rows = read_manifest(table)
-    texts = transcribe_clips(model, processor, [load_waveform(path) for path in rows["audio"]], num_beams=3)
+    texts = transcribe_clips(model, processor, [load_waveform(path) for path in rows["audio"]], num_beams=5)
     return score(rows["text"], texts).cer
 
 

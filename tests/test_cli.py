@@ -267,6 +267,17 @@ class TestConvert:
     def test_nothing_done(self, run):
         assert run("convert", "hello world")[:2] == (2, [""])
 
+    def test_names_of_a_list_go_before_others_that_sound_so(self, capsys, tmp_path):
+        names, empty = tmp_path / "names.txt", tmp_path / "empty.txt"
+        names.write_text("张效烟\n李沐辰\n", encoding="utf-8")
+        empty.touch()
+        sentence = "wo3 men5 de5 li3 mu4 chen2 zhu3 ren4 jin1 tian1 bu2 zai4"
+        assert main(["convert", sentence]) == main(["convert", sentence, "--text", str(names)]) == 0
+        without, given = capsys.readouterr().out.splitlines()
+        assert ("李沐辰" in without, given) == (False, "我们的李沐辰主任今天不在")
+        assert main(["convert", sentence, "--text", str(empty)]) == 2
+        assert "expected sentences or names" in capsys.readouterr().err
+
 
 class TestScore:
     REFERENCES = "file\ttext\tspeaker\na.wav\t你好中国\tA\nb.wav\t上海\tB\n"

@@ -5,13 +5,14 @@ from copy import copy
 
 import numpy as np
 import pytest
+import torch
 from conftest import build_processor
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pinyin_llm import PinyinLlamaProcessor, count_ngrams
 from pinyin_llm.generation_pinyin_llm import convert_pinyin
-from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
+from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams, MixedNgrams
 
 
 def with_ngrams(*lines: str) -> PinyinLlamaProcessor:
@@ -37,7 +38,7 @@ def test_interpolated_kneser_ney():
     once, twice = (sum(count == n for count in triples.values()) for n in (1, 2))
     discount = once / (once + 2 * twice)
     pairs = Counter(triple[1:] for triple in triples)  # how many different characters they stood behind
-    pair_discount = 1.0  # each of the five came behind one character
+    pair_discount = 0.75  # each of the five came behind one character: too few to tell
     singles = Counter(pair[1] for pair in pairs)
     alone = singles["丙"] / (sum(singles.values()) + 0.5)  # and half for what begins a line
     behind_one = (pairs["乙丙"] - pair_discount) / 2 + pair_discount * 2 / 2 * alone
@@ -46,26 +47,36 @@ def test_interpolated_kneser_ney():
     assert found == pytest.approx(behind_two, rel=2e-3)
 
 
-BEAMS, SAMPLED = {"num_beams": 3}, {"do_sample": True}
+@pytest.mark.parametrize("text", ["中国", "忠国", "钟果"])
+def test_tokens_add_up_to_the_characters(bridge_model, text):
+    """Whether a character is one token (中, 国) or three."""
+    processor = with_ngrams("人民", text, "终国")
+    inputs = processor(pinyin="zhong guo")
+    bound = processor.pinyin_constraint(ngram_weight=2.0).bind(inputs["pinyin_ids"], prompt_length=0, beams=True)
+    tokens = torch.tensor([processor._answer_ids(text)])
+    silent = torch.zeros(1, bridge_model.config.vocab_size)
+    found = sum(bound(tokens[:, :step], silent)[0, token].item() for step, token in enumerate(tokens[0].tolist()))
+    ngrams = processor.ngrams
+    each = [ngrams.log_probs(text[:place])[ngrams.numbers[c]] for place, c in enumerate(text) if c in ngrams.numbers]
+    assert found == pytest.approx(2.0 * sum(each), abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("text", "settings"), [("中国", {}), ("忠国", {}), ("钟果", {}), ("忠国", SAMPLED), ("钟果", BEAMS)]
-)
-def test_homophones_are_written_as_the_text_has_them(bridge_model, text, settings):
-    """Whether a character is one token (中, 国) or three; beams compare rows of as many tokens, so theirs are all of three."""
-    processor = with_ngrams("人民", text)
+def test_homophones_are_written_as_the_text_has_them(bridge_model):
+    processor = with_ngrams("人民", "钟果")
+    greedy = convert_pinyin(bridge_model, processor, ["zhong guo"])
     decided = processor.pinyin_constraint(ngram_weight=1000.0)
     processor.pinyin_constraint = lambda: decided
-    assert convert_pinyin(bridge_model, processor, ["zhong guo"], **settings) == [text]
+    assert convert_pinyin(bridge_model, processor, ["zhong guo"], num_beams=3) == ["钟果"]
+    assert convert_pinyin(bridge_model, processor, ["zhong guo"]) == greedy != ["钟果"]
 
 
-def test_passes_write_what_steps_write(bridge_model):
-    processor = with_ngrams("中国人民", "你好中国", "绿虫长")
-    rows = ["zhong1 guo2 ren2 min2 ni3 hao3", "lü chong chang", "nüe4 zhong1"]
-    assert convert_pinyin(bridge_model, processor, rows) == convert_pinyin(
-        bridge_model, processor, rows, min_new_tokens=0
-    )
+@given(LINES, LINES, st.text("甲乙丙戊", max_size=3))
+def test_mixture_is_the_weighted_mean(general, topic, before):
+    parts = [CharacterNgrams.from_lines(lines, least=1) for lines in (general, topic)]
+    mixed = MixedNgrams(*parts, share=0.25)
+    for character, number in mixed.numbers.items():
+        shares = [np.exp(p.log_probs(before))[p.numbers[character]] if character in p.numbers else 0 for p in parts]
+        assert np.exp(mixed.log_probs(before))[number] == pytest.approx(0.75 * shares[0] + 0.25 * shares[1], rel=1e-3)
 
 
 def test_folder_keeps_them(processor, tmp_path, capsys):
