@@ -276,6 +276,9 @@ def _load(arguments: argparse.Namespace) -> tuple:
 
     from pinyin_llm.transcription import MINI_MODEL, load_model, read_words
 
+    if arguments.text and getattr(arguments, "num_beams", None) == 1:
+        raise ValueError("--text is heard where beams are searched. Leave --num_beams out, or give 2 or more.")
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model, processor = load_model(arguments.model or MINI_MODEL)

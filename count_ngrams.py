@@ -4,6 +4,7 @@ python -m pinyin_llm.count_ngrams --texts data/text/clean/*.txt --model data/min
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,14 +19,21 @@ class CountArguments:
     least: int = field(default=2, metadata={"help": "Three characters that came together less often are forgotten."})
 
 
+def read_lines(path: str) -> Iterator[str]:
+    with open(path, encoding="utf-8") as file:
+        yield from (line.rstrip("\n") for line in file)
+
+
 def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
     (arguments,) = HfArgumentParser(CountArguments).parse_args_into_dataclasses(argv)
     from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
 
-    lines = chain.from_iterable(Path(path).read_text("utf-8").splitlines() for path in arguments.texts)
     try:
+        if not Path(arguments.model, "config.json").is_file():
+            raise ValueError(f"{arguments.model}: expected the folder of a model, found no config.json in it.")
+        lines = chain.from_iterable(map(read_lines, arguments.texts))
         ngrams = CharacterNgrams.from_lines(lines, arguments.least)
         ngrams.save(Path(arguments.model, FILE_NAME))
     except (OSError, ValueError) as error:

@@ -56,20 +56,17 @@ def write_characters(
         **generate_kwargs: For `model.generate`, e.g. `num_beams=3`.
     """
     inputs = inputs.to(model.device)
-    if generate_kwargs.get("num_beams", 1) > 1 or num_return_sequences > 1:
-        generate_kwargs.setdefault(
-            "length_penalty", 0.0
-        )  # a sum: characters of more tokens than one are no better for it
     if constrained:
         generate_kwargs["pinyin_constraint"] = processor.pinyin_constraint()
     prompt_length = inputs["input_ids"].shape[1]
     if num_return_sequences == 1:
         sequences = model.generate(**inputs, **generate_kwargs)
         return [Written(text) for text in processor.decode_answers(sequences, prompt_length)]
-    generate_kwargs["num_beams"] = max(generate_kwargs.get("num_beams", 1), num_return_sequences)
+    generate_kwargs["num_beams"] = max(generate_kwargs.get("num_beams") or 1, num_return_sequences)
     best = model.generate(
         **inputs,
         num_return_sequences=num_return_sequences,
+        length_penalty=0.0,  # the score is a sum: rows that are written in parts add up
         return_dict_in_generate=True,
         output_scores=True,
         **generate_kwargs,

@@ -329,6 +329,10 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         asked = {name: value for name, value in asked.items() if name not in SAYS_NOTHING_OF_DECODING}
         return asked.items() <= {"num_beams": 1, "do_sample": False}.items()
 
+    def _searches_beams(self, kwargs: dict) -> bool:
+        config = kwargs.get("generation_config") or self.generation_config
+        return (kwargs.get("num_beams") or config.num_beams or 1) > 1
+
     def _units_of(self, slots: dict[int, AudioSlots], pinyin_ids: torch.Tensor | None) -> torch.Tensor:
         """What a constraint is bound to: the probabilities heard, or the ids typed."""
         (filling,) = slots.values()
@@ -379,10 +383,10 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 most = max(int(filling.bound.max()) for filling in slots.values())
                 kwargs["max_new_tokens"] = TOKENS_A_CHARACTER * most + 2
         if pinyin_constraint is not None:
-            beams = (
-                kwargs.get("num_beams") or (kwargs.get("generation_config") or self.generation_config).num_beams or 1
-            )
-            bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1], beams > 1)
+            beams = self._searches_beams(kwargs)
+            bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1], beams)
+            if beams:  # a sum: by the mean, a character of three tokens would go before one of one token
+                kwargs.setdefault("length_penalty", 0.0)
             if plain:
                 return write_in_passes(self, input_ids, kwargs["inputs_embeds"], attention_mask, bound)
             logits_processor = [*(logits_processor or []), bound]

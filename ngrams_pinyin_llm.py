@@ -6,10 +6,9 @@ Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999).
 Shape letters: C characters, B bigrams, T trigrams that are kept.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ START = "\n"  # stands before every line, twice
 BITS = 21  # of a code point
 LAST, LAST_TWO = (1 << BITS) - 1, (1 << 2 * BITS) - 1
 FEW = 0.75  # taken from each count where there are too few to tell
-LINES_AT_ONCE = 200_000  # some five million characters, sorted in half a gigabyte
+CHARACTERS_AT_ONCE = 5_000_000  # sorted in half a gigabyte
 
 
 @dataclass(eq=False)
@@ -154,15 +153,27 @@ class MixedNgrams:
 
 def _count_trigrams(lines: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
     """-> (T,) trigrams as three code points in an int64, ascending, and how often each came."""
-    lines, keys, counts = iter(lines), np.empty(0, np.int64), np.empty(0, np.int64)
-    while part := list(islice(lines, LINES_AT_ONCE)):
-        text = "".join(f"{2 * START}{line}" for line in part)
+    keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    for text in _parts(lines):
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
         found = codes[:-2] << 2 * BITS | codes[1:-1] << BITS | codes[2:]
         found, times = np.unique(found[codes[2:] != ord(START)], return_counts=True)
         keys, places = np.unique(np.concatenate([keys, found]), return_inverse=True)
         counts = np.bincount(places, np.concatenate([counts, times])).astype(np.int64)
     return keys, counts
+
+
+def _parts(lines: Iterable[str]) -> Iterator[str]:
+    """Lines behind their START characters, as many together as are sorted at once."""
+    part, size = [], 0
+    for line in lines:
+        part.append(f"{2 * START}{line}")
+        size += len(part[-1])
+        if size >= CHARACTERS_AT_ONCE:
+            yield "".join(part)
+            part, size = [], 0
+    if part:
+        yield "".join(part)
 
 
 def _discount(contexts: np.ndarray, counts: np.ndarray, known: np.ndarray, least: int = 1):

@@ -70,10 +70,13 @@ class PinyinLlamaProcessor(ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory, **kwargs):
-        saved = super().save_pretrained(save_directory, **kwargs)
-        if self.ngrams:
-            self.ngrams.save(Path(save_directory, FILE_NAME))
-        return saved
+        path = Path(save_directory, FILE_NAME)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if self.ngrams:  # first of all: what is saved may be pushed to the Hub at once
+            self.ngrams.save(path)
+        else:
+            path.unlink(missing_ok=True)
+        return super().save_pretrained(save_directory, **kwargs)
 
     def __call__(
         self,
@@ -191,12 +194,15 @@ class PinyinLlamaProcessor(ProcessorMixin):
         counts = [num_audio_slots(length, self.projector_stride) for length in lengths]
         return {"input_features": padded, "input_features_mask": mask}, counts
 
-    @lru_cache(maxsize=4)  # noqa: B019
     def pinyin_constraint(
         self, weight: float = 0.3, floor: float = 1e-4, ngram_weight: float = 0.4
     ) -> PinyinConstraint:
         """For `model.generate(pinyin_constraint=...)`."""
-        return PinyinConstraint(self.tokenizer, self.pinyin_tokenizer, weight, floor, self.ngrams, ngram_weight)
+        return self._constraint(weight, floor, self.ngrams, ngram_weight)
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _constraint(self, *settings) -> PinyinConstraint:
+        return PinyinConstraint(self.tokenizer, self.pinyin_tokenizer, *settings)
 
     def decode_answers(self, sequences: torch.Tensor, prompt_length: int) -> list[str]:
         """(B, L) ids of `generate` -> what was written behind the prompt."""

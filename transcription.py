@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -54,15 +55,16 @@ def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, Pinyin
 
 
 def read_words(processor: PinyinLlamaProcessor, file: str | Path) -> None:
-    """Text of any kind (see corpora/plain_text.py): from now on its words are written rather than others that sound so.
+    """Text of any kind: from now on beam search leans towards its words where several sound the same.
 
     Raises:
         OSError, ValueError: No such file, or no Han characters in it.
     """
-    from pinyin_llm.corpora.plain_text import sentences
     from pinyin_llm.ngrams_pinyin_llm import CharacterNgrams, MixedNgrams
+    from pinyin_llm.text_normalization import HAN, read_aloud
 
-    lines = [line for text in Path(file).read_text("utf-8-sig").splitlines() for line in sentences(text)]
+    # whatever is no Han character ends a line: a name beside a room number, a word of two beside a Latin one, count too
+    lines = re.findall(f"{HAN.pattern}+", read_aloud(Path(file).read_text("utf-8-sig")))
     if not lines:
         raise ValueError(f"{file}: expected sentences or names in Han characters, found none.")
     topic = CharacterNgrams.from_lines(lines, least=1)

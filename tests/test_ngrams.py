@@ -1,4 +1,4 @@
-"""n-grams of characters: a distribution whatever came before, kept with the processor, heard in every way of decoding."""
+"""n-grams of characters: a distribution whatever came before, kept with the processor, heard where beams are searched."""
 
 from collections import Counter
 from copy import copy
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pinyin_llm import PinyinLlamaProcessor, count_ngrams
 from pinyin_llm.generation_pinyin_llm import convert_pinyin
 from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams, MixedNgrams
+from pinyin_llm.transcription import read_words
 
 
 def with_ngrams(*lines: str) -> PinyinLlamaProcessor:
@@ -70,6 +71,22 @@ def test_homophones_are_written_as_the_text_has_them(bridge_model):
     assert convert_pinyin(bridge_model, processor, ["zhong guo"]) == greedy != ["钟果"]
 
 
+def test_text_is_heard_from_then_on(processor, tmp_path):
+    """Also between Latin letters, also where the processor has been in use; and it is no part of what is saved."""
+    given, ward = with_ngrams("今天天气很好"), tmp_path / "ward.txt"
+    before = given.pinyin_constraint()
+    ward.write_text("CT检查\n张效烟 A12, 李沐辰\n", encoding="utf-8")
+    read_words(given, ward)
+    assert given.pinyin_constraint() is not before
+    for start, end in (("检", "查"), ("张效", "烟"), ("李沐", "辰")):
+        log_probs = given.ngrams.log_probs(start)
+        assert log_probs.argmax() == given.ngrams.numbers[end]
+    given.save_pretrained(tmp_path / "kept")
+    assert "沐" not in PinyinLlamaProcessor.from_pretrained(tmp_path / "kept").ngrams.numbers
+    processor.save_pretrained(tmp_path / "kept")
+    assert PinyinLlamaProcessor.from_pretrained(tmp_path / "kept").ngrams is None
+
+
 @given(LINES, LINES, st.text("甲乙丙戊", max_size=3))
 def test_mixture_is_the_weighted_mean(general, topic, before):
     parts = [CharacterNgrams.from_lines(lines, least=1) for lines in (general, topic)]
@@ -82,6 +99,7 @@ def test_mixture_is_the_weighted_mean(general, topic, before):
 def test_folder_keeps_them(processor, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("今天天气很好\n" * 2, encoding="utf-8")
     processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{}")
     words = ["--model", str(tmp_path / "model"), "--texts"]
     assert count_ngrams.main([*words, str(tmp_path / "text.txt")]) == 0
     PinyinLlamaProcessor.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "copy")
@@ -92,3 +110,5 @@ def test_folder_keeps_them(processor, tmp_path, capsys):
     assert count_ngrams.main([*words, str(tmp_path / "empty.txt")]) == 2
     assert "found none" in capsys.readouterr().err
     assert (tmp_path / "model" / FILE_NAME).read_bytes() == before
+    assert count_ngrams.main(["--model", str(tmp_path / "modle"), "--texts", str(tmp_path / "text.txt")]) == 2
+    assert "expected the folder of a model" in capsys.readouterr().err

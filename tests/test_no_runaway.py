@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pinyin_llm.pipeline_pinyin_llm import transcribe
+from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS, transcribe
 from pinyin_llm.scoring import pair_texts, read_texts, score
 from pinyin_llm.transcription import MINI_MODEL, load_model
 
@@ -124,7 +124,7 @@ def files(tmp_path_factory) -> list[str]:
     return [str(folder / name) for name in sorted(clips, key=lambda name: len(clips[name]))]
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])  # beam 3 is the command line's own
+@pytest.mark.parametrize("num_beams", [1, NUM_BEAMS])
 def test_where_nobody_speaks_next_to_nothing_is_written(num_beams, mini, files):
     results = list(transcribe(*mini, files, num_beams=num_beams))
     wrote = {Path(result.source).name: result.text for result in results}
@@ -135,7 +135,7 @@ def test_where_nobody_speaks_next_to_nothing_is_written(num_beams, mini, files):
 
 def test_speech_is_written_without_repetitions(mini):
     said = {str(SAMPLES / name): text for name, text in read_texts(SAMPLES / "references.tsv").items()}
-    wrote = {result.source: result.text for result in transcribe(*mini, said, num_beams=3)}
+    wrote = {result.source: result.text for result in transcribe(*mini, said)}
     found = score(*pair_texts(said, wrote))
     assert found.repetitions == 0
     assert found.cer < 0.5  # an empty text repeats nothing either
