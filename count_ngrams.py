@@ -3,10 +3,9 @@
 python -m pinyin_llm.count_ngrams --texts data/text/clean/*.txt --model data/mini-bridge
 """
 
+import fileinput
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 
@@ -19,11 +18,6 @@ class CountArguments:
     least: int = field(default=2, metadata={"help": "Three characters that came together less often are forgotten."})
 
 
-def read_lines(path: str) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:
-        yield from (line.rstrip("\n") for line in file)
-
-
 def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
@@ -33,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not Path(arguments.model, "config.json").is_file():
             raise ValueError(f"{arguments.model}: expected the folder of a model, found no config.json in it.")
-        lines = chain.from_iterable(map(read_lines, arguments.texts))
-        ngrams = CharacterNgrams.from_lines(lines, arguments.least)
+        with fileinput.input(arguments.texts, encoding="utf-8") as lines:
+            ngrams = CharacterNgrams.from_lines((line.rstrip("\n") for line in lines), arguments.least)
         ngrams.save(Path(arguments.model, FILE_NAME))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

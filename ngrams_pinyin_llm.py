@@ -8,7 +8,6 @@ Shape letters: C characters, B bigrams, T trigrams that are kept.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +99,8 @@ class CharacterNgrams:
     def save(self, path: str | Path) -> None:
         save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, path)
 
-    @lru_cache(maxsize=1024)  # noqa: B019  (n-grams live as long as their processor)
     def log_probs(self, before: str) -> np.ndarray:
-        """The characters before, of which two count -> (C,) float32 log-probabilities of the next; not to be changed."""
+        """The characters before, of which two count -> (C,) float32 log-probabilities of the next."""
         first, second = (self.numbers.get(character) for character in (2 * START + before)[-2:])
         if second is None:
             return np.log(self.unigrams)
@@ -138,7 +136,6 @@ class MixedNgrams:
         self.numbers = general.numbers | {c: number for number, c in enumerate(sorted(new), len(general.numbers))}
         self._places = np.array([self.numbers[character] for character in topic.numbers])
 
-    @lru_cache(maxsize=1024)  # noqa: B019
     def log_probs(self, before: str) -> np.ndarray:
         """As [`CharacterNgrams.log_probs`]."""
         found = np.zeros(len(self.numbers), np.float32)

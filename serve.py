@@ -104,10 +104,7 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
     server = FastAPI(title="PinyinLLM", lifespan=lifespan)
     server.add_exception_handler(RequestError, lambda _, error: _refuse(error.status, str(error)))
     server.add_exception_handler(RequestValidationError, lambda _, error: _refuse(400, _name_fields(error)))
-
-    @server.exception_handler(HTTPException)  # no such path, no such method
-    async def unknown(request: Request, error: HTTPException) -> JSONResponse:
-        return _refuse(error.status_code, f"{request.method} {request.url.path}: {error.detail}. See /docs.")
+    server.add_exception_handler(HTTPException, _refuse_path)
 
     @server.get("/health")
     async def health() -> dict:
@@ -188,6 +185,11 @@ def _refuse(status: int, message: str) -> JSONResponse:
     kind = "server_error" if status >= 500 else "invalid_request_error"
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
     return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status, headers)
+
+
+def _refuse_path(request: Request, error: HTTPException) -> JSONResponse:
+    """No such path, or not by this method."""
+    return _refuse(error.status_code, f"{request.method} {request.url.path}: {error.detail}. See /docs.")
 
 
 def _name_fields(error: RequestValidationError) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from pinyin_llm.generation_pinyin_llm import convert_pinyin
+from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS
 from pinyin_llm.scoring import score
 from pinyin_llm.transcription import MINI_MODEL, load_model
 
@@ -50,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", help="tsv files: text, toned, toneless")
     parser.add_argument("--model", default=MINI_MODEL)
-    parser.add_argument("--num_beams", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--num_beams", type=int, nargs="+", default=[1, NUM_BEAMS])
     parser.add_argument("--rows", type=int, default=None, help="only the first rows of each file")
     arguments = parser.parse_args()
     tables = {Path(path).stem: read_table(path)[: arguments.rows] for path in arguments.tables}

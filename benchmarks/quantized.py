@@ -14,6 +14,7 @@ from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.generation_pinyin_llm import transcribe_clips
+from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS
 from pinyin_llm.scoring import score
 from pinyin_llm.transcription import MINI_MODEL
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifests", nargs="+", help="tsv or jsonl: file, text")
     parser.add_argument("--model", default=str(MINI_MODEL))
-    parser.add_argument("--num_beams", type=int, default=5)
+    parser.add_argument("--num_beams", type=int, default=NUM_BEAMS)
     arguments = parser.parse_args()
     processor = PinyinLlamaProcessor.from_pretrained(arguments.model)
     sets = {path: read_manifest(path) for path in arguments.manifests}
