@@ -98,7 +98,7 @@ class Reader:
             inputs_embeds=embeds,
             attention_mask=nn.functional.pad(self.mask, (0, len(later)), value=1),
             position_ids=positions[:, -embeds.shape[1] :],
-            past_key_values=self.cache,
+            cache=self.cache,
             logits_to_keep=tokens.shape[1] - final,
         ).logits.float()
 

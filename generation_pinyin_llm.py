@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
+from transformers import BatchFeature
 
 from .audio_pinyin_llm import SAMPLING_RATE, split_at_pauses, why_no_speech
+from .projector_pinyin_llm import AudioSlots
 
 
 LONGEST_ROW = 40  # syllables, as in training: of a row of 260 in one piece, 8.5 % of the characters were wrong
@@ -108,7 +110,9 @@ def _cut_evenly(row: list) -> list[list]:
 
 @torch.no_grad()
 def write_speech(model, processor, waveforms: list, **kwargs) -> list[Written]:
-    """A batch of speech of up to 15 s each -> what is written for each, with what was heard.
+    """A batch of speech of up to 30 s each -> what is written for each, with what was heard.
+
+    What the bridge heard becomes rows of at most `LONGEST_ROW` syllables, whose prompts have no empty slots.
 
     Args:
         waveforms: (samples,) float32 at 16 kHz each.
@@ -116,17 +120,50 @@ def write_speech(model, processor, waveforms: list, **kwargs) -> list[Written]:
     """
     kwargs.setdefault("constrained", model.config.projector_type == "pinyin_bridge")
     inputs = processor(waveforms, sampling_rate=SAMPLING_RATE).to(model.device)
-    slots = model.get_audio_features(inputs.pop("input_features"), inputs.pop("input_features_mask"))
-    results = write_characters(model, processor, inputs, audio_slots=slots, **kwargs)
-    for written, heard in zip(results, _syllables(slots.pinyin, len(results), processor), strict=True):
-        written.heard = heard
-    return results
+    slots = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    if not slots.pinyin:
+        del inputs["input_features"], inputs["input_features_mask"]
+        return write_characters(model, processor, inputs, audio_slots=slots, **kwargs)
+    heard = _syllables(slots.pinyin, processor)
+    spans = [[(row, *span) for span in _cut_at_pauses(syllables)] for row, syllables in enumerate(heard)]
+    rows = [span for spans_of_row in spans for span in spans_of_row]
+    written = iter(_write_slots(model, processor, slots.cut(rows), **kwargs) if rows else [])
+    parts = [[next(written) for _ in spans_of_row] for spans_of_row in spans]
+    return [_join(of_row, syllables) for of_row, syllables in zip(parts, heard, strict=True)]
 
 
-def _syllables(pinyin: dict, rows: int, processor) -> list[list[Syllable]]:
-    """The `pinyin` of [`AudioSlots`] -> the syllables of each row in order of time; none without a bridge."""
-    if not pinyin:
-        return [[] for _ in range(rows)]
+def _write_slots(model, processor, slots: AudioSlots, **kwargs) -> list[Written]:
+    prompts = processor.make_prompts(processor.audio_token_id, slots.bound.tolist())
+    return write_characters(model, processor, BatchFeature(prompts), audio_slots=slots, **kwargs)
+
+
+def _cut_at_pauses(heard: list[Syllable], start: int = 0) -> list[tuple[int, int]]:
+    """Spans of at most `LONGEST_ROW` syllables; longer ones are cut in their middle half, behind the longest syllable.
+
+    A syllable lasts until the next one is heard, so the longest has a pause behind it.
+    """
+    if len(heard) <= LONGEST_ROW:
+        return [(start, start + len(heard))] if heard else []
+    middle = range(len(heard) // 4, 3 * len(heard) // 4)
+    cut = 1 + max(middle, key=lambda i: heard[i].end - heard[i].start)
+    return [*_cut_at_pauses(heard[:cut], start), *_cut_at_pauses(heard[cut:], start + cut)]
+
+
+def _join(parts: list[Written], heard: list[Syllable]) -> Written:
+    return Written("".join(part.text for part in parts), heard, join_ranked([part.alternatives for part in parts]))
+
+
+def join_ranked(parts: list[list[tuple[str, float]]]) -> list[tuple[str, float]]:
+    """The best texts of each part -> those of the whole: parts are written apart, so their scores add up."""
+    best = [("", 0.0)]
+    for part in parts:
+        joined = [(text + more, score + plus) for text, score in best for more, plus in part]
+        best = sorted(joined or best, key=lambda ranked: -ranked[1])[: max(len(part), len(best))]
+    return best if any(parts) else []
+
+
+def _syllables(pinyin: dict, processor) -> list[list[Syllable]]:
+    """The `pinyin` of [`AudioSlots`] -> the syllables of each row in order of time."""
     names = processor.pinyin_tokenizer.units
     columns = [pinyin[name].tolist() for name in ("pinyin", "pinyin_times", "pinyin_confidence")]
     return [
@@ -184,6 +221,7 @@ __all__ = [
     "Written",
     "convert_pinyin",
     "hear_pinyin",
+    "join_ranked",
     "transcribe_clips",
     "write_speech",
 ]

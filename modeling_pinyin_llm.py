@@ -49,7 +49,7 @@ class PinyinLlamaOutput(ModelOutput):
         loss: Mean cross-entropy of the labels, plus the weighted CTC loss where pinyin labels were given.
         logits: (B, L, vocabulary), the last `logits_to_keep` positions.
         ctc_loss: The bridge's CTC loss alone.
-        past_key_values: Cache of the language model.
+        cache: Cache of the language model.
         hidden_states: Of the language model, on request.
         attentions: Of the language model, on request.
         pinyin: (B, N) unit ids that the bridge heard, -1 where a slot is empty.
@@ -60,7 +60,7 @@ class PinyinLlamaOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     ctc_loss: torch.Tensor | None = None
-    past_key_values: object | None = None
+    cache: object | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
     pinyin: torch.Tensor | None = None
@@ -78,7 +78,7 @@ class PinyinLlamaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _no_split_modules = ["WhisperEncoderLayer", "LlamaDecoderLayer"]
 
     @torch.no_grad()
@@ -255,7 +255,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         pinyin_labels: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values=None,
+        cache=None,
         inputs_embeds: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
@@ -288,7 +288,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         if input_ids is not None or inputs_embeds is not None:
             if inputs_embeds is None:
                 inputs_embeds, attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
-            if position_ids is None and attention_mask is not None and past_key_values is None:
+            if position_ids is None and attention_mask is not None and cache is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
                 labels = labels[:, -logits_to_keep:]
@@ -298,13 +298,13 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
+                cache=cache,
                 labels=labels,
                 logits_to_keep=logits_to_keep,
                 return_dict=True,
                 **kwargs,
             )
-            for name in ("loss", "logits", "past_key_values", "hidden_states", "attentions"):
+            for name in ("loss", "logits", "cache", "hidden_states", "attentions"):
                 values[name] = text.get(name)
             if self.training and labels is not None:
                 del values["logits"]  # the largest tensor of the step, and mixed precision would copy it to float32

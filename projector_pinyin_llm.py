@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from .configuration_pinyin_llm import PinyinLlamaConfig
 
@@ -39,6 +40,15 @@ class AudioSlots:
     frames: torch.Tensor | None = None
     units: torch.Tensor | None = None
     pinyin: dict = field(default_factory=dict)
+
+    def cut(self, spans: list[tuple[int, int, int]]) -> "AudioSlots":
+        """For each (row, start, end) a row of its own, of the slots from start to end."""
+
+        def cut(values: torch.Tensor) -> torch.Tensor:
+            return pad_sequence([values[row, start:end] for row, start, end in spans], batch_first=True)
+
+        bound = torch.tensor([end - start for _, start, end in spans], device=self.vectors.device)
+        return AudioSlots(cut(self.vectors), cut(self.filled), bound, units=cut(self.units))
 
 
 def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:

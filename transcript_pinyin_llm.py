@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from .audio_pinyin_llm import AudioError
-from .generation_pinyin_llm import Syllable
+from .generation_pinyin_llm import Syllable, join_ranked
 
 
 CUE_CHARACTERS = 20  # a line of subtitles
@@ -66,13 +66,8 @@ class Transcript:
 
     @property
     def alternatives(self) -> list[tuple[str, float]]:
-        """The best texts of the whole sound and their scores; chunks are independent, so their scores add up."""
-        best = [("", 0.0)]
-        for chunk in self.chunks:
-            count = max(len(chunk.alternatives), len(best))
-            joined = [(text + more, score + plus) for text, score in best for more, plus in chunk.alternatives]
-            best = sorted(joined or best, key=lambda ranked: -ranked[1])[:count]
-        return best if any(chunk.alternatives for chunk in self.chunks) else []
+        """The best texts of the whole sound and their scores."""
+        return join_ranked([chunk.alternatives for chunk in self.chunks])
 
 
 def as_txt(transcript: Transcript) -> str:

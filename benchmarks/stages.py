@@ -34,9 +34,9 @@ class Stopwatch:
             self.watch(name, module)
         language_model = model.language_model.forward
 
-        def forward(*args, past_key_values, **kwargs):
-            stage = "decoding" if past_key_values.get_seq_length() else "prompt"
-            return self.time(stage, language_model, *args, past_key_values=past_key_values, **kwargs)
+        def forward(*args, cache, **kwargs):
+            stage = "decoding" if cache.get_seq_length() else "prompt"
+            return self.time(stage, language_model, *args, cache=cache, **kwargs)
 
         model.language_model.forward = forward
 

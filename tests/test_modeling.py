@@ -184,10 +184,10 @@ def test_tuple_holds_what_the_output_holds(bridge_model, processor, clips):
     batch = speech(processor, clips, text=TEXTS)
     output = bridge_model(**batch)
     values = bridge_model(**batch, return_dict=False)
-    assert list(output) == ["loss", "logits", "past_key_values", "pinyin", "pinyin_times", "pinyin_confidence"]
+    assert list(output) == ["loss", "logits", "cache", "pinyin", "pinyin_times", "pinyin_confidence"]
     assert len(values) == len(output)
     for name, value in zip(output, values, strict=True):
-        assert name == "past_key_values" or torch.equal(output[name], value)
+        assert name == "cache" or torch.equal(output[name], value)
 
 
 @torch.no_grad()
