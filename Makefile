@@ -1,6 +1,7 @@
 # On a machine with Python 3.11, git and make: each target installs and fetches what it needs, into .venv and data/.
 
 PYTHON ?= python3
+CONSTRAINTS ?= --constraint constraints.txt
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
@@ -47,8 +48,8 @@ clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 # torch alone first: the other packages would else draw in a build of their own choice
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[test]'
+	$(BIN)/pip install --quiet --editable '.[test]' $(CONSTRAINTS)
 	touch $@

@@ -288,6 +288,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         if input_ids is not None or inputs_embeds is not None:
             if inputs_embeds is None:
                 inputs_embeds, attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
+            if self.training and attention_mask is not None and labels is not None:
+                inputs_embeds, attention_mask, labels = drop_empty(attention_mask, inputs_embeds, labels)
             if position_ids is None and attention_mask is not None and cache is None:
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
@@ -393,6 +395,17 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         return super().generate(
             input_ids=input_ids, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs
         )
+
+
+def drop_empty(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor, labels: torch.Tensor):
+    """Embeddings (B, L, H), mask and labels (B, L) without the positions that nothing attends to, padded on the left.
+
+    A bridge fills a third of its slots; the others need not go through the language model.
+    """
+    longest = int(attention_mask.sum(-1).max())
+    kept = attention_mask.argsort(dim=-1, stable=True)[:, -longest:]  # B, K: what is masked comes first
+    embeds = inputs_embeds.take_along_dim(kept.unsqueeze(-1), 1)
+    return embeds, attention_mask.gather(1, kept), labels.gather(1, kept)
 
 
 __all__ = ["PinyinLlamaForASR", "PinyinLlamaPreTrainedModel"]

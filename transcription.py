@@ -39,7 +39,7 @@ class Result:
 def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, PinyinLlamaProcessor]:
     """The folder or Hub id of a checkpoint -> model and processor, on the GPU if there is one.
 
-    On a CPU weights are float32, for many laptops are slow at bfloat16; one that has matrix units for it encodes in it.
+    On a CPU weights are float32, for many laptops are slow at bfloat16; one that has instructions for it encodes in it.
     The language model stays float32: there it is exact, and as fast on single clips.
 
     Raises:
@@ -49,7 +49,8 @@ def load_model(name: str | Path = MINI_MODEL) -> tuple[PinyinLlamaForASR, Pinyin
         raise OSError(f"{MINI_MODEL}: the release's model is not here. Name another with --model FOLDER or HUB_ID.")
     on_gpu = torch.cuda.is_available()
     model = PinyinLlamaForASR.from_pretrained(name, dtype="auto" if on_gpu else torch.float32)
-    if not on_gpu and torch.cpu.get_capabilities().get("amx_bf16"):
+    known = torch.cpu.get_capabilities()
+    if not on_gpu and (known.get("amx_bf16") or known.get("avx512_bf16")):
         model.audio_tower.bfloat16()
     return model.eval().to("cuda" if on_gpu else "cpu"), PinyinLlamaProcessor.from_pretrained(name)
 

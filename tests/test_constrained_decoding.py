@@ -1,10 +1,22 @@
 """Decoding that knows pinyin: one character a slot, and only one that can be read as the slot sounds."""
 
+from itertools import accumulate, pairwise
+
 import pytest
 import torch
 from conftest import CHARACTERS, build_model
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pinyin_llm.generation_pinyin_llm import convert_pinyin, transcribe_clips, write_characters
+from pinyin_llm.generation_pinyin_llm import (
+    LONGEST_ROW,
+    Syllable,
+    _cut_at_pauses,
+    convert_pinyin,
+    transcribe_clips,
+    write_characters,
+    write_speech,
+)
 
 
 ROWS = ["zhong1 guo2 ren2 min2", "ni hao", "lü4 chong2 chang", "nüe4 zhei4"]
@@ -69,6 +81,36 @@ def test_speech_writes_one_character_a_unit_heard(bridge_model, processor, clips
     written = transcribe_clips(bridge_model, processor, clips)
     assert [len(text) for text in written] == (heard >= 0).sum(-1).tolist()
     assert written == [transcribe_clips(bridge_model, processor, [clip])[0] for clip in clips]
+
+
+def speak(seconds: list[float]) -> list[Syllable]:
+    """One syllable over and over, each as long as said."""
+    return [Syllable("ma1", start, end, 1.0) for start, end in pairwise(accumulate(seconds, initial=0.0))]
+
+
+@given(st.lists(st.floats(0.1, 2.0), max_size=300))
+def test_rows_hold_all_that_was_heard_and_no_more_than_forty_syllables(seconds):
+    spans = _cut_at_pauses(speak(seconds))
+    assert [place for span in spans for place in range(*span)] == list(range(len(seconds)))
+    assert all(1 <= end - start <= LONGEST_ROW for start, end in spans)
+
+
+def test_row_ends_where_somebody_paused():
+    seconds = [0.2] * 70
+    seconds[44] = seconds[20] = 0.5
+    assert _cut_at_pauses(speak(seconds)) == [(0, 21), (21, 45), (45, 70)]
+
+
+def test_rows_of_one_clip_are_joined_in_order(bridge_model, processor, clips, monkeypatch):
+    (whole, *_) = write_speech(bridge_model, processor, clips)
+    monkeypatch.setattr("pinyin_llm.generation_pinyin_llm.LONGEST_ROW", 2)
+    spans = _cut_at_pauses(whole.heard)
+    assert len(spans) > 2
+    written = write_speech(bridge_model, processor, clips, num_return_sequences=2)[0]
+    assert written.heard == whole.heard
+    assert [len(text) for text, _ in written.alternatives] == [len(whole.heard)] * 2
+    assert written.text == written.alternatives[0][0]
+    assert written.alternatives[0][1] > written.alternatives[1][1]
 
 
 def test_heard_pinyin_outweighs_the_language_model(bridge_model, processor, clips):

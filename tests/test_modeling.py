@@ -179,6 +179,21 @@ def test_training_step_keeps_no_logits(processor):
     assert "logits" not in output
 
 
+def test_training_step_leaves_out_empty_slots(processor, clips):
+    model = build_model("pinyin_bridge", bridge_dropout=0.0)
+    model.multi_modal_projector.parts.bias.data[0] = 5.0  # blanks in every row
+    batch = speech(processor, clips, text=TEXTS)
+    read = []
+    model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: read.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    losses = [model.train(training)(**batch).loss for training in (False, True)]
+    torch.testing.assert_close(*losses)
+    gradients = [torch.autograd.grad(loss, model.pinyin_embeddings.weight)[0] for loss in losses]
+    torch.testing.assert_close(*gradients)
+    assert read[1] < read[0] == batch["input_ids"].shape[1]
+
+
 @torch.no_grad()
 def test_tuple_holds_what_the_output_holds(bridge_model, processor, clips):
     batch = speech(processor, clips, text=TEXTS)
