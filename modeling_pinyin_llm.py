@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .audio_tower_pinyin_llm import PinyinLlamaAudioTower
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
@@ -243,6 +244,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             slots[self.config.pinyin_token_id] = self.get_pinyin_features(pinyin_ids)
         return slots
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # as every model of transformers 5.24 does
     @can_return_tuple
     def forward(
         self,

@@ -19,6 +19,7 @@ import pytest
 import torch
 import transformers
 from conftest import build_config, build_processor, tone
+from filelock import FileLock
 from transformers import PreTrainedModel
 from transformers.testing_utils import torch_device
 
@@ -37,7 +38,6 @@ def fetch_tests(cache: Path) -> None:
     Raises:
         subprocess.SubprocessError: pip cannot download it.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-binary", "transformers", "--dest", folder]
         command = [sys.executable, "-m", "pip", "download", *options, f"transformers=={transformers.__version__}"]
@@ -55,9 +55,11 @@ def import_tests() -> ModuleType:
     pytest.importorskip("parameterized", reason="transformers' tests need parameterized: pip install '.[test]'")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = home / "pinyin_llm" / f"transformers-{transformers.__version__}"
+    cache.mkdir(parents=True, exist_ok=True)
     try:
-        if not (cache / PACKAGE).exists():
-            fetch_tests(cache)
+        with FileLock(cache / "lock"):  # pytest collects in two processes
+            if not (cache / PACKAGE).exists():
+                fetch_tests(cache)
     except subprocess.SubprocessError as error:
         pytest.skip(
             f"transformers' source distribution cannot be fetched: {error.stderr or error}", allow_module_level=True
