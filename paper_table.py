@@ -6,7 +6,8 @@ python paper_table.py --recipe recipes/paper_table_aishell1.yaml \
   --launcher "accelerate launch --config_file recipes/accelerate_8_gpus.yaml"
 
 A row differs from the recipe's base in what it names and in nothing else. A stage that two rows share is run once: its
-folder is named by a hash of its arguments and of the stages before it.
+folder is named by a hash of its arguments and of the stages before it. What a row wrote is kept beside the tables, under
+the name of its last stage: wherever those texts are, that row needs no training.
 """
 
 import hashlib
@@ -17,7 +18,6 @@ import shlex
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -106,14 +106,17 @@ class Data:
 def stages_of(recipe: dict, row: dict, data: Data, seed: int) -> list[tuple[str, dict]]:
     """The stages of one row in their order: (name, arguments). A stage that the row sets to null is left out.
 
-    Rows that differ in their projector share stage 1, which has no use for it; it is then put in behind that.
+    The first makes the language model, where `start` says how. Rows that differ in their projector share stage 1, which
+    has no use for it; it is then put in behind that.
     """
     base, projector, times = recipe["base"], row.get("model", {}), row.get("text", 0)
     left_out = {name for name in SCRIPTS if name in row and row[name] is None} | (set() if times else {"p2c"})
+    model = dict(recipe["model"])
+    start = [("start", model.pop("start"))] if "start" in model else []
     stages: list[tuple[str, dict]] = []
     for name in (name for name in SCRIPTS if name in base and name not in left_out):
         arguments = base[name] | (row.get(name) or {}) | {"seed": seed}
-        arguments |= recipe["model"] if not stages else {}
+        arguments |= model if not stages else {}
         if name == "p2c":
             stages.append((name, arguments | {"texts": [str(data.text(times))]}))
             continue
@@ -122,7 +125,30 @@ def stages_of(recipe: dict, row: dict, data: Data, seed: int) -> list[tuple[str,
         if row.get("replay") and name == "asr":
             arguments["replay_texts"] = [str(data.text(times))]
         stages.append((name, arguments | {"manifests": [str(data.speech(row.get("speech", 1.0)))]}))
-    return stages
+    return start + stages
+
+
+@dataclass
+class Stage:
+    """One stage of a row: what it is given, the model of the stage before it included, and where it leaves its own."""
+
+    name: str
+    arguments: dict
+    folder: Path
+
+    def command(self, launcher: str) -> list[str]:
+        """What runs it; writes its recipe beside its folder."""
+        import yaml
+
+        given = self.arguments | {"output" if self.name == "start" else "output_dir": str(self.folder)}
+        if self.name == "start":
+            flags = [[f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+                     for name, value in given.items()]  # fmt: skip
+            return [sys.executable, "-m", "pinyin_llm.corpora.han_llama", *chain(*flags)]
+        recipe = self.folder.with_suffix(".yaml")
+        recipe.write_text(yaml.safe_dump({self.name: given}, allow_unicode=True), "utf-8")
+        script = str(Path(__file__).with_name(SCRIPTS[self.name]))
+        return [*shlex.split(launcher), script, f"{recipe}:{self.name}"]
 
 
 @dataclass
@@ -131,85 +157,65 @@ class Runner:
 
     Args:
         runs: Where the folders go.
+        texts: Where what the rows wrote is kept.
         launcher: What starts a script.
         workers: How many stages may run at once.
     """
 
     runs: Path
+    texts: Path
     launcher: str = sys.executable
     workers: int = 1
     locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))  # by folder: rows share them
 
-    def run(self, name: str, arguments: dict, command: Callable[[Path], list[str]]) -> Path:
-        """The folder of the stage with these arguments, made by `command(folder)` if it is not there.
+    def plan(self, stages: list[tuple[str, dict]]) -> list[Stage]:
+        """Each of the stages with the model of the one before it, and its folder. Nothing is run."""
+        planned: list[Stage] = []
+        for name, arguments in stages:
+            if planned:
+                before = "language_model" if planned[-1].name == "start" else "model"
+                arguments = arguments | {before: str(planned[-1].folder)}
+            digest = hashlib.sha256(json.dumps([name, arguments], sort_keys=True).encode()).hexdigest()[:12]
+            planned.append(Stage(name, arguments, self.runs / f"{name}-{digest}"))
+        return planned
+
+    def run(self, stages: list[Stage]) -> Path:
+        """Run those that have not been run; the folder of the last.
 
         Raises:
-            RuntimeError: The stage failed; the message ends with the end of its log.
+            RuntimeError: A stage failed; the message ends with the end of its log.
         """
-        digest = hashlib.sha256(json.dumps([name, arguments], sort_keys=True).encode()).hexdigest()[:12]
-        folder = self.runs / f"{name}-{digest}"
-        with self.locks[folder.name]:
-            if not (folder / "done").exists():
-                self._start(folder, command(folder))
-        return folder
+        for stage in stages:
+            with self.locks[stage.folder.name]:
+                if not (stage.folder / "done").exists():
+                    self._start(stage)
+        return stages[-1].folder
 
-    def _start(self, folder: Path, words: list[str]) -> None:
+    def _start(self, stage: Stage) -> None:
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.workers))} if self.workers > 1 else {}
-        log = folder.with_suffix(".log")
+        words, log = stage.command(self.launcher), stage.folder.with_suffix(".log")
         with log.open("w") as output:
             code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
         if code:
             raise RuntimeError(f"{shlex.join(words)}: exit code {code}.\n{log.read_text()[-2000:]}")
-        (folder / "done").touch()
-
-    def run_stages(self, stages: list[tuple[str, dict]]) -> Path:
-        """Run the stages one after the other, each from the model before it; the folder of the last."""
-        import yaml
-
-        folder = None
-        for name, arguments in stages:
-            given = arguments | ({"model": str(folder)} if folder else {})
-
-            def command(folder: Path, name=name, given=given) -> list[str]:
-                recipe = folder.with_suffix(".yaml")
-                recipe.write_text(yaml.safe_dump({name: given | {"output_dir": str(folder)}}, allow_unicode=True))
-                return [*shlex.split(self.launcher), str(Path(__file__).with_name(SCRIPTS[name])), f"{recipe}:{name}"]
-
-            folder = self.run(name, given, command)
-        return folder
-
-    def start(self, model: dict) -> dict:
-        """`model` with its language model made from scratch, where `start` says how (corpora/han_llama.py)."""
-        if "start" not in model:
-            return model
-
-        def command(folder: Path) -> list[str]:
-            flags = [[f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-                     for name, value in model["start"].items()]  # fmt: skip
-            return [sys.executable, "-m", "pinyin_llm.corpora.han_llama", "--output", str(folder), *chain(*flags)]
-
-        folder = self.run("start", model["start"], command)
-        return {name: value for name, value in model.items() if name != "start"} | {"language_model": str(folder)}
+        (stage.folder / "done").touch()
 
 
 def write_down(folder: Path, tests: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
-    """(reference, hypothesis) of every clip of every test set; kept beside the model."""
+    """(reference, hypothesis) of every clip of every test set, by the model in `folder`."""
     from pinyin_llm.audio_pinyin_llm import load_waveform
     from pinyin_llm.corpora.manifest import read_manifest
     from pinyin_llm.generation_pinyin_llm import transcribe_clips
     from pinyin_llm.transcription import load_model
 
-    path = folder / "hypotheses.json"
-    written = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if missing := {name: file for name, file in tests.items() if name not in written}:
-        with LOADING:
-            model, processor = load_model(folder)
-        for name, manifest in missing.items():
-            rows = read_manifest(manifest)
-            texts = transcribe_clips(model, processor, [load_waveform(file) for file in rows["audio"]])
-            written[name] = list(zip(rows["text"], texts, strict=True))
-        path.write_text(json.dumps(written, ensure_ascii=False), "utf-8")
-    return {name: written[name] for name in tests}
+    with LOADING:
+        model, processor = load_model(folder)
+    written = {}
+    for name, manifest in tests.items():
+        rows = read_manifest(manifest)
+        texts = transcribe_clips(model, processor, [load_waveform(file) for file in rows["audio"]])
+        written[name] = list(zip(rows["text"], texts, strict=True))
+    return written
 
 
 def at_rate(row: dict, rate: float) -> dict:
@@ -229,10 +235,15 @@ def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner, rate
 
 
 def write_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, tests: dict) -> dict[str, list]:
-    """Train the row with one seed and write the test sets down, as `write_down` does."""
-    folder = runner.run_stages(stages_of(recipe, row, data, seed))
-    with runner.locks[folder.name]:
-        return write_down(folder, tests)
+    """What `write_down` gives for the row with one seed; it is trained only if those texts are not there yet."""
+    stages = runner.plan(stages_of(recipe, row, data, seed))
+    path = runner.texts / f"{stages[-1].folder.name}.json"
+    with runner.locks[path.name]:
+        written = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if missing := {name: file for name, file in tests.items() if name not in written}:
+            written |= write_down(runner.run(stages), missing)
+            path.write_text(json.dumps(written, ensure_ascii=False, indent=0) + "\n", "utf-8")
+    return {name: written[name] for name in tests}
 
 
 def run_row(recipe: dict, section: str, row: dict, data: Data, runner: Runner, seed: int) -> tuple[float, dict]:
@@ -260,21 +271,22 @@ def main(argv: list[str] | None = None) -> int:
         recipe = merge(recipe, recipe["quick"])
     recipe["data"]["speech"] += arguments.speech
     recipe["data"]["tests"] |= {Path(path).parent.name: path for path in arguments.tests}
-    runner = Runner(Path(arguments.work, "runs"), arguments.launcher, arguments.workers)
-    runner.runs.mkdir(parents=True, exist_ok=True)
-    recipe["model"] = runner.start(recipe["model"])
-    data = Data(recipe["data"], Path(arguments.work))
+    work, results = Path(arguments.work), Path(arguments.results)
+    runner = Runner(work / "runs", results / "texts", arguments.launcher, arguments.workers)
+    for folder in (runner.runs, runner.texts):
+        folder.mkdir(parents=True, exist_ok=True)
+    data = Data(recipe["data"], work)
     named = arguments.sections or recipe.get("only") or list(recipe["sections"])
     wanted = {name: recipe["sections"][name] for name in named}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
     sections, _, settings = zip(*rows, strict=True)
-    results: dict[str, dict] = {section: {} for section in wanted}
+    found_so_far: dict[str, dict] = {section: {} for section in wanted}
     with ThreadPoolExecutor(runner.workers) as pool, tqdm(total=len(rows) * len(recipe["seeds"]), unit="run") as bar:
         for seed in recipe["seeds"]:  # seed by seed, so that all rows can be compared early
             runs = pool.map(run_row, repeat(recipe), sections, settings, *map(repeat, (data, runner, seed)))
             for (section, name, _), (rate, found) in zip(rows, runs, strict=True):
-                add_seed(results[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
-                write_report(results, Path(arguments.results))
+                add_seed(found_so_far[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
+                write_report(found_so_far, results)
                 bar.update()
     return 0
 
