@@ -338,7 +338,7 @@ def test_four_small_batches_are_one_large(tmp_path, speech):
         trainer.train()
         results.append((trainer.state.log_history[-1]["train_loss"], model.state_dict()))
     (loss, large), (loss_of_small, small) = results
-    assert loss_of_small == pytest.approx(loss, rel=1e-5)
+    assert loss_of_small == pytest.approx(loss, rel=1e-6)  # 34.43: float32 is no finer than 4e-6
     for name, tensor in large.items():
         torch.testing.assert_close(
             small[name], tensor, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
