@@ -1,7 +1,7 @@
 """Speech or pinyin of any length -> characters: batches, parts, what was heard and the best alternatives."""
 
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from transformers import BatchFeature
@@ -120,13 +120,12 @@ def write_speech(model, processor, waveforms: list, **kwargs) -> list[Written]:
     """
     kwargs.setdefault("constrained", model.config.projector_type == "pinyin_bridge")
     inputs = processor(waveforms, sampling_rate=SAMPLING_RATE).to(model.device)
-    slots = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
+    slots = model.get_audio_features(inputs.pop("input_features"), inputs.pop("input_features_mask"))
     if not slots.pinyin:
-        del inputs["input_features"], inputs["input_features_mask"]
         return write_characters(model, processor, inputs, audio_slots=slots, **kwargs)
     heard = _syllables(slots.pinyin, processor)
     spans = [[(row, *span) for span in _cut_at_pauses(syllables)] for row, syllables in enumerate(heard)]
-    rows = [span for spans_of_row in spans for span in spans_of_row]
+    rows = list(chain(*spans))
     written = iter(_write_slots(model, processor, slots.cut(rows), **kwargs) if rows else [])
     parts = [[next(written) for _ in spans_of_row] for spans_of_row in spans]
     return [_join(of_row, syllables) for of_row, syllables in zip(parts, heard, strict=True)]

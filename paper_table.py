@@ -140,12 +140,12 @@ class Stage:
         """What runs it; writes its recipe beside its folder."""
         import yaml
 
-        given = self.arguments | {"output" if self.name == "start" else "output_dir": str(self.folder)}
         if self.name == "start":
+            given = self.arguments | {"output": str(self.folder)}
             flags = [[f"--{name}", *map(str, value if isinstance(value, list) else [value])]
                      for name, value in given.items()]  # fmt: skip
             return [sys.executable, "-m", "pinyin_llm.corpora.han_llama", *chain(*flags)]
-        recipe = self.folder.with_suffix(".yaml")
+        recipe, given = self.folder.with_suffix(".yaml"), self.arguments | {"output_dir": str(self.folder)}
         recipe.write_text(yaml.safe_dump({self.name: given}, allow_unicode=True), "utf-8")
         script = str(Path(__file__).with_name(SCRIPTS[self.name]))
         return [*shlex.split(launcher), script, f"{recipe}:{self.name}"]

@@ -55,12 +55,15 @@ def test_table_is_made_and_made_once(recipe, tmp_path):
     command = ["--recipe", str(path), "--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     command += ["--workers", "2"]
     assert paper_table.main(command) == 0
-    runs = (folder.name.split("-")[0] for folder in (tmp_path / "work" / "runs").glob("*-*/"))
-    assert sorted(runs) == ["asr", "asr", "asr", "p2c"]
+    runs = {folder.name: folder.stat().st_mtime for folder in (tmp_path / "work" / "runs").glob("*-*/")}
+    assert sorted(name.split("-")[0] for name in runs) == ["asr", "asr", "asr", "p2c"]
     with (tmp_path / "results" / "table.csv").open(encoding="utf-8") as lines:
         assert [line["row"] for line in csv.DictReader(lines)] == ["no P2C", "2x", "other"]
     assert (tmp_path / "results" / "cer_by_text.png").stat().st_size > 1000
     table = (tmp_path / "results" / "table.json").read_bytes()
+    shutil.rmtree(tmp_path / "results")
+    assert paper_table.main(command) == 0  # the models are there: they write again, and are not trained again
+    assert runs == {folder.name: folder.stat().st_mtime for folder in (tmp_path / "work" / "runs").glob("*-*/")}
     shutil.rmtree(tmp_path / "work" / "runs")
     assert paper_table.main(command) == 0  # on another machine: what the rows wrote lies beside the tables
     assert not any((tmp_path / "work" / "runs").iterdir())
