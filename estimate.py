@@ -33,9 +33,16 @@ class Row:
     frames: int = 0
 
     @classmethod
-    def of(cls, batch: dict) -> "Row":
-        """The size of every row in a collator's batch, padding included."""
+    def of(cls, batch: dict, config: PinyinLlamaConfig) -> "Row":
+        """The size of every row in a collator's batch, padding included.
+
+        A bridge fills as many slots as there are syllables, if it hears well; training leaves the empty ones out.
+        """
         tokens = batch["input_ids"].shape[1] if "input_ids" in batch else 0
+        if tokens and "pinyin_labels" in batch:
+            slots = (batch["input_ids"] == config.audio_token_id).sum(-1)
+            syllables = (batch["pinyin_labels"] >= 0).sum(-1)
+            tokens = int((batch["attention_mask"].sum(-1) - slots + syllables).max())
         frames = batch["audio_hidden_states"].shape[1] if "audio_hidden_states" in batch else 0
         return cls(tokens, batch.get("logits_to_keep", tokens), frames)
 

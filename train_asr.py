@@ -213,7 +213,7 @@ def show(config, processor, model_arguments, arguments: DataArguments, settings)
     by_length = sorted(rows, key=lambda clip: clip["seconds"])
     shown = [*rows[:2], by_length[len(rows) // 2], by_length[-1]]
     *batches, typical, longest = (collator([unheard(row, config.audio_config.d_model)]) for row in shown)
-    sizes = (Row.of(typical), Row.of(longest))
+    sizes = (Row.of(typical, config), Row.of(longest, config))
     together = 2 if arguments.replay_texts else 1
     print(counts, estimate(model, config, model_arguments, settings, sizes, examples, seconds, together), sep="\n")
     print(*(show_rows(batch, processor) for batch in batches), sep="\n")

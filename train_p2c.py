@@ -142,7 +142,7 @@ def show(config, processor, pairs, collator, model_arguments, settings) -> None:
     model = choose_trainable(build_on_meta(config), model_arguments)
     lengths = pairs["length"][:]
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    typical, longest = (Row.of(collator([pairs[number]])) for number in (order[len(order) // 2], order[-1]))
+    typical, longest = (Row.of(collator([pairs[number]]), config) for number in (order[len(order) // 2], order[-1]))
     print(estimate(model, config, model_arguments, settings, (typical, longest), len(pairs)))
     print(show_rows(collator(list(islice(pairs, 2))), processor))
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import build_config, build_model
+from conftest import build_config, build_model, build_processor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaConfig, TrainingArguments, WhisperConfig
 
 from pinyin_llm import PinyinLlamaConfig, train_asr, train_p2c, training
 from pinyin_llm.arguments import ModelArguments, parse_arguments
 from pinyin_llm.estimate import Row, activation_bytes, build_on_meta, count_parameters, held_bytes, row_flops, steps_of
+from pinyin_llm.modeling_pinyin_llm import drop_empty
 from pinyin_llm.noise import NoiseArguments
 from pinyin_llm.optimizer import build_optimizer
 
@@ -111,6 +112,20 @@ def test_work_of_a_step_is_what_torch_counts(lora, checkpointing):
     exactness = 0.04 if checkpointing else 0  # the last projection of a layer need not be computed again
     counted = 3 * row_flops(model, model.config, Row(10, 10), checkpointing)
     assert counted == pytest.approx(counter.get_total_flops(), rel=exactness)
+
+
+def test_row_of_a_bridge_is_as_long_as_training_makes_it():
+    """A slot for each syllable is filled, in rows of 8 syllables in 25 slots and 2 in 50."""
+    processor, config = build_processor(), build_config("pinyin_bridge")
+    clips = [{"id": "a", "characters": "中国人民银行快乐", "units": [3] * 8, "seconds": 1.0}]
+    clips.append({"id": "b", "characters": "你好", "units": [3, 4], "seconds": 2.0})
+    collator = train_asr.SpeechCollator(processor, config, learn="text")
+    batch = collator([train_asr.unheard(clip, config.audio_config.d_model) for clip in clips])
+    mask, slots = batch["attention_mask"].clone(), batch["input_ids"] == processor.audio_token_id
+    for row, clip in enumerate(clips):
+        mask[row, slots[row].nonzero()[len(clip["units"]) :]] = 0
+    embeds, *_ = drop_empty(mask, torch.zeros(*mask.shape, 4), batch["labels"])
+    assert Row.of(batch, config).tokens == embeds.shape[1] < batch["input_ids"].shape[1]
 
 
 def test_steps_are_the_trainers():
