@@ -55,8 +55,12 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
 
 
 def _fingerprint(rows: Dataset, model, processor) -> str:
-    """Of the encoder, of how sound becomes log-mel, and of the files; -1 stands for one that is missing."""
-    digest = hashlib.sha256(processor.feature_extractor.to_json_string().encode())
+    """Of the encoder, of how sound becomes log-mel, and of the files; -1 stands for one that is missing.
+
+    A processor that was saved once has its class noted in the extractor, too (`auto_map`): to sound it is nothing.
+    """
+    log_mel = {name: value for name, value in processor.feature_extractor.to_dict().items() if name != "auto_map"}
+    digest = hashlib.sha256(f"{json.dumps(log_mel, indent=2, sort_keys=True)}\n".encode())
     for tensor in model.audio_tower.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     for path in rows["audio"]:

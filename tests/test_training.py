@@ -205,6 +205,22 @@ def test_cached_features_follow_the_manifest(parts, bridge_folder, tmp_path):
         assert (len(rows), counts["sentences"]["unreadable_at_1.0"]) == (3, 1)
 
 
+def test_saved_model_finds_the_features_of_its_parts(parts, tmp_path):
+    """Else the rows of the table with P2C would encode again what those without it have encoded."""
+    new = ModelArguments(audio_tower=str(parts / "whisper"), language_model=str(parts / "llama"))
+    manifest, cache = parts / "speech" / "manifest.tsv", tmp_path / "cache"
+    data = train_asr.DataArguments(manifests=[str(manifest)], cache_features=str(cache))
+    found = []
+    for arguments in (new, ModelArguments(model=str(tmp_path / "saved"))):
+        config, processor = training.load_config(arguments)
+        model = training.load_model(arguments, config)
+        train_asr.read_features(data, model, processor)
+        found.append(sorted(cache.iterdir()))
+        for part in (model, processor):
+            part.save_pretrained(tmp_path / "saved")
+    assert found[0] == found[1]
+
+
 def test_features_go_to_disk_batch_by_batch(parts, tmp_path, monkeypatch):
     """The features of a thousand hours fit into no memory: a batch is encoded before the next clips are read."""
     events = []
