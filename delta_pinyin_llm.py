@@ -20,7 +20,8 @@ from .configuration_pinyin_llm import PinyinLlamaConfig
 
 
 LEARNED_IN_FULL = ("multi_modal_projector.", "pinyin_embeddings.")
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+FOR_LANGUAGE_MODEL = ("quantization_config", "device_map", "attn_implementation")
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 IN_MODEL, ALONE = "base_model.model.language_model.", "base_model.model."  # how PEFT begins the names of its weights
 
 
@@ -38,7 +39,7 @@ def read_delta_config(folder, arguments: dict) -> PreTrainedConfig | None:
     """
     config = arguments.get("config")
     if not isinstance(config, PreTrainedConfig):
-        where = {name: arguments[name] for name in (*HUB_ARGUMENTS, "subfolder") if name in arguments}
+        where = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
         config = PinyinLlamaConfig.from_pretrained(config or folder, **where)
     return config if config.delta else None
 
@@ -59,9 +60,10 @@ def _load_adapters(language_model, folder, count: int, hub: dict) -> tuple[torch
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise ImportError(f"{folder} holds LoRA adapters, which need peft: pip install peft.") from error
-    adapters = []
+    adapters, within = [], hub.get("subfolder")
     for number in range(1, count + 1):
-        adapted = PeftModel.from_pretrained(language_model, folder, subfolder=f"adapter_{number}", **hub)
+        where = hub | {"subfolder": f"{within}/adapter_{number}" if within else f"adapter_{number}"}
+        adapted = PeftModel.from_pretrained(language_model, folder, **where)
         adapters.append(
             (adapted.peft_config["default"], get_peft_model_state_dict(adapted, save_embedding_layers=False))
         )
@@ -79,18 +81,16 @@ def load_delta(model_class, folder, config: PreTrainedConfig, arguments: dict) -
         model_class: `PinyinLlamaForASR`.
         folder: Folder or Hub id.
         config: Its configuration.
-        arguments: Those of `from_pretrained`; the language model gets `quantization_config` and `device_map`.
+        arguments: Those of `from_pretrained`; the language model gets its `FOR_LANGUAGE_MODEL`.
 
     Raises:
         OSError: A base, or a file of the folder, is missing.
         ValueError: Tensors of another shape than the configuration says.
     """
     hub = {name: arguments[name] for name in HUB_ARGUMENTS if name in arguments}
-    dtype = arguments.get("dtype") or "auto"
+    dtype = arguments.get("dtype") or arguments.get("torch_dtype") or "auto"
     dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
-    placed = {
-        name: arguments[name] for name in ("quantization_config", "device_map") if arguments.get(name) is not None
-    }
+    placed = {name: arguments[name] for name in FOR_LANGUAGE_MODEL if arguments.get(name) is not None}
     tower = _load_base(PinyinLlamaAudioTower.from_whisper, config.delta["audio_tower"], folder, dtype=dtype)
     load = AutoModelForCausalLM.from_pretrained
     language_model = _load_base(load, config.delta["language_model"], folder, dtype=dtype, **placed)

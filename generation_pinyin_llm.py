@@ -194,14 +194,16 @@ def _write_parts(rows: list[list], write, batch_size: int) -> list[str]:
 
 @torch.no_grad()
 def hear_pinyin(model, processor, waveforms: list, batch_size: int = 8) -> list[list[int]]:
-    """Speech of up to 30 s each -> the unit ids that the bridge hears, in the order given."""
+    """Speech of any length -> the unit ids that the bridge hears, in the order given."""
+    pieces = [[w[a:b] for a, b in split_at_pauses(w)] for w in waveforms]
 
     def hear(batch):
         inputs = processor(batch, sampling_rate=SAMPLING_RATE).to(model.device)
         slots = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
         return [[unit for unit in row if unit >= 0] for row in slots.pinyin["pinyin"].tolist()]
 
-    return _in_batches(waveforms, hear, batch_size)
+    heard = iter(_in_batches([piece for clip in pieces for piece in clip], hear, batch_size))
+    return [list(chain.from_iterable(next(heard) for _ in clip)) for clip in pieces]
 
 
 def _in_batches(rows: list, work, batch_size: int) -> list:

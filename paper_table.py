@@ -36,7 +36,7 @@ class TableArguments:
     recipe: str = field(default="recipes/paper_table.yaml", metadata={"help": "YAML: base, data, sections of rows."})
     work: str = field(default="data/table", metadata={"help": "Folder for texts, runs and hypotheses; may be large."})
     results: str = field(default="docs/results", metadata={"help": "Folder for the tables and the plot."})
-    quick: bool = field(default=False, metadata={"help": "The recipe's quick settings."})
+    quick: bool = field(default=False, metadata={"help": "The recipe's quick settings; into RESULTS/quick."})
     sections: list[str] | None = field(default=None, metadata={"help": "Only these; all when left out."})
     speech: list[str] = field(default_factory=list, metadata={"help": "Further manifests to learn from."})
     tests: list[str] = field(default_factory=list, metadata={"help": "Further manifests to be tested on."})
@@ -235,12 +235,19 @@ def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner, rate
 
 
 def write_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, tests: dict) -> dict[str, list]:
-    """What `write_down` gives for the row with one seed; it is trained only if those texts are not there yet."""
+    """What `write_down` gives for the row with one seed; it is trained only if those texts are not there yet.
+
+    Texts of a test set that has changed since are not there.
+    """
+    from pinyin_llm.corpora.manifest import read_manifest
+
     stages = runner.plan(stages_of(recipe, row, data, seed))
     path = runner.texts / f"{stages[-1].folder.name}.json"
     with runner.locks[path.name]:
         written = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        if missing := {name: file for name, file in tests.items() if name not in written}:
+        said = {name: list(read_manifest(file)["text"]) for name, file in tests.items()}
+        kept = {name for name in said if said[name] == [reference for reference, _ in written.get(name, [])]}
+        if missing := {name: file for name, file in tests.items() if name not in kept}:
             written |= write_down(runner.run(stages), missing)
             path.write_text(json.dumps(written, ensure_ascii=False, indent=0) + "\n", "utf-8")
     return {name: written[name] for name in tests}
@@ -257,25 +264,51 @@ def run_row(recipe: dict, section: str, row: dict, data: Data, runner: Runner, s
     return rate, write_row(recipe, at_rate(row, rate), data, runner, seed, data.recipe["tests"])
 
 
-def main(argv: list[str] | None = None) -> int:
-    from transformers import HfArgumentParser
+def name_tests(manifests: list[str]) -> dict[str, str]:
+    """Test sets by the names of their folders.
 
-    (arguments,) = HfArgumentParser(TableArguments).parse_args_into_dataclasses(argv)
+    Raises:
+        ValueError: Two of one name; the texts of one would be taken for the other's.
+    """
+    named: dict[str, str] = {}
+    for path in manifests:
+        if (other := named.setdefault(Path(path).absolute().parent.name, path)) != path:
+            raise ValueError(f"{other} and {path}: a set is named by its folder, so expected two folders. Move one.")
+    return named
+
+
+def folder_of(work: Path, speech: list[str]) -> Path:
+    """Where files made of the speech go. Further speech gets a folder by its content, and so the runs are others, too."""
+    digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in speech)).hexdigest()[:12]
+    return work / f"with-{digest}" if speech else work
+
+
+def read_recipe(arguments: TableArguments) -> dict:
+    """The recipe with the speech and the test sets that the command adds."""
     import yaml
-    from tqdm import tqdm
-
-    from pinyin_llm.table_report import add_seed, write_report
 
     recipe = yaml.safe_load(Path(arguments.recipe).read_text("utf-8"))
     if arguments.quick:
         recipe = merge(recipe, recipe["quick"])
     recipe["data"]["speech"] += arguments.speech
-    recipe["data"]["tests"] |= {Path(path).parent.name: path for path in arguments.tests}
-    work, results = Path(arguments.work), Path(arguments.results)
+    recipe["data"]["tests"] |= name_tests(arguments.tests)
+    return recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    from transformers import HfArgumentParser
+
+    (arguments,) = HfArgumentParser(TableArguments).parse_args_into_dataclasses(argv)
+    from tqdm import tqdm
+
+    from pinyin_llm.table_report import add_seed, write_report
+
+    recipe = read_recipe(arguments)
+    work, results = Path(arguments.work), Path(arguments.results, "quick" if arguments.quick else "")
     runner = Runner(work / "runs", results / "texts", arguments.launcher, arguments.workers)
-    for folder in (runner.runs, runner.texts):
+    data = Data(recipe["data"], folder_of(work, arguments.speech))
+    for folder in (runner.runs, runner.texts, data.folder):
         folder.mkdir(parents=True, exist_ok=True)
-    data = Data(recipe["data"], work)
     named = arguments.sections or recipe.get("only") or list(recipe["sections"])
     wanted = {name: recipe["sections"][name] for name in named}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]

@@ -131,9 +131,6 @@ def open_sound(source):
         return source.read()
     if isinstance(source, memoryview):
         return bytes(source)
-    if hasattr(source, "get_all_samples"):
-        samples = source.get_all_samples()
-        return {"array": samples.data.numpy(), "sampling_rate": samples.sample_rate}
     if isinstance(source, dict):
         if "array" not in source and "raw" not in source:
             return source.get("bytes") or source.get("path") or source

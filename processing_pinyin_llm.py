@@ -91,7 +91,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
 
         Args:
             audio: One clip or a list: paths, arrays (samples,) / (channels, samples) with `sampling_rate` in Hz, or the
-                clips of `datasets`, {"array": ..., "sampling_rate": ...}.
+                clips of `datasets`: decoders, or {"array": ..., "sampling_rate": ...}.
             text: The characters spoken, one string a clip or row: adds them and `labels` (-100 on the prompt).
             pinyin: One row or a list: written syllables ("ni3 hao3", "ni hao", "nǐ hǎo"), or lists of unit ids (a
                 tuple of ids for a syllable without tone).
@@ -157,15 +157,15 @@ class PinyinLlamaProcessor(ProcessorMixin):
 
     def _pinyin(self, pinyin) -> tuple[dict, list[int]]:
         rows = [pinyin] if isinstance(pinyin, str) else list(pinyin)
-        empty = next((row for row in rows if isinstance(row, str) and not row.strip()), None)
-        if not rows or empty is not None:
-            found = "no row" if empty is None else repr(empty)
+        slots = [self.pinyin_tokenizer.encode_syllables(row) if isinstance(row, str) else row for row in rows]
+        if not all(map(len, slots)) or not slots:
+            found = next((repr(row) for row, own in zip(rows, slots, strict=True) if not len(own)), "no row")
             raise ValueError(f"Expected pinyin like 'ni3 hao3', found {found}. Leave empty rows out.")
-        rows = [self.pinyin_tokenizer.encode_syllables(row) if isinstance(row, str) else row for row in rows]
-        return {"pinyin_ids": pad_pinyin(rows)}, [len(row) for row in rows]
+        return {"pinyin_ids": pad_pinyin(slots)}, [len(row) for row in slots]
 
     def _audio(self, audio, sampling_rate) -> tuple[dict, list[int]]:
-        single = isinstance(audio, (str, Path, bytes, dict)) or getattr(audio, "ndim", 0) > 0
+        single = isinstance(audio, (str, Path, bytes, bytearray, dict)) or getattr(audio, "ndim", 0) > 0
+        single = single or hasattr(audio, "get_all_samples")
         clips = [load_waveform(clip, sampling_rate) for clip in ([audio] if single else audio)]
         if not clips:
             raise ValueError("Expected one clip or more, found an empty list.")

@@ -242,6 +242,7 @@ def main(argv: list[str] | None = None) -> int:
         rows, counts = read_features(data_arguments, model, processor)
     replay = Replay(data_arguments.replay_texts, processor) if data_arguments.replay_texts else None
     counts |= {"replay": replay.counts} if replay else {}
+    print(f"speech: {counts}", file=sys.stderr)  # before hours go by: what was left out
     collator = SpeechCollator(processor, model.config, data_arguments.learn, data_arguments.mask_time, replay)
     write = write_evaluation(model, processor, data_arguments, model_arguments.eval_rows)
     model = choose_trainable(model, model_arguments, data_arguments)

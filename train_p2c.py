@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
 
 @dataclass
@@ -70,6 +71,8 @@ def _read_file(path: str, units, arguments: DataArguments):
 
     kinds = {"characters": "string", "length": "int32", "fits": "bool", "foreign": "bool"}
     features = Features({name: Value(kind) for name, kind in kinds.items()} | {"units": List(Value("int16"))})
+    if Path(path).is_file() and not Path(path).stat().st_size:
+        raise ValueError(f"{path}: is empty. Expected sentences, one a line.")
     # characters at a time; datasets' ten million of them take 430 MB
     lines = load_dataset("text", data_files=path, split="train", chunksize=1_000_000)
     how = {"num_proc": arguments.num_proc, "desc": f"reading {path} as pinyin"}
@@ -105,12 +108,14 @@ class PairCollator:
 def write_evaluation(model, processor, files: list[str], rows: int):
     """A function that converts the evaluation rows, toned and toneless, and scores them."""
     import csv
-    from pathlib import Path
 
     from pinyin_llm.generation_pinyin_llm import convert_pinyin
     from pinyin_llm.scoring import score
 
-    tables = [csv.DictReader(Path(file).read_text(encoding="utf-8").splitlines(), delimiter="\t") for file in files]
+    tables = [csv.DictReader(Path(file).read_text("utf-8-sig").splitlines(), delimiter="\t") for file in files]
+    for file, table in zip(files, tables, strict=True):
+        if missing := {"text", "toned", "toneless"} - set(table.fieldnames or ()):
+            raise ValueError(f"{file}: expected the columns text, toned and toneless, found no {', '.join(missing)}.")
     lines = [row for table in tables for row in islice(table, rows)]
 
     def write():
@@ -169,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         show(config, processor, pairs, collator, model_arguments, training_arguments)
         return 0
 
+    print(f"text: {counts}", file=sys.stderr)  # before hours go by: what was left out
     model = training.load_model(model_arguments, config)
     write = write_evaluation(model, processor, data_arguments.eval_texts, model_arguments.eval_rows)
     model = choose_trainable(model, model_arguments)

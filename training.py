@@ -18,7 +18,6 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcessor  # also tells the Auto classes
 from pinyin_llm.arguments import ModelArguments
@@ -179,7 +178,11 @@ class PinyinTrainer(Trainer):
         """The loss of the batch, and that of the rows of stage 1 which it may bring along, each a mean over its own."""
         replay = inputs.pop("replay", None)
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        return loss if replay is None else loss + super().compute_loss(model, replay)
+        if replay is None:
+            return loss
+        # the Trainer divides only what was not counted over the whole step
+        parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        return loss + super().compute_loss(model, replay) / parts
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         self.model.eval()
@@ -217,8 +220,10 @@ def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collato
         write=write,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
-    save_model(model, processor, output_dir, arguments[0].save)
+    try:
+        metrics = trainer.evaluate()
+    finally:  # what was learned in hours is not lost to a clip that cannot be written out
+        save_model(model, processor, output_dir, arguments[0].save)
     write_record(output_dir, arguments, counts, metrics)
 
 
@@ -257,8 +262,9 @@ def _slot_name(slot: list[int], tokenizer) -> str:
 
 
 def resume_point(output_dir: str) -> str | None:
-    """The newest checkpoint of an interrupted run, or `None`."""
-    return get_last_checkpoint(output_dir) if Path(output_dir).is_dir() else None
+    """The newest whole checkpoint of an interrupted run, or `None`: the Trainer writes its state last."""
+    whole = [path.parent for path in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
 
 
 def keep_arguments(output_dir: str, arguments: list) -> None:

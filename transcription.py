@@ -59,13 +59,17 @@ def read_words(processor: PinyinLlamaProcessor, file: str | Path) -> None:
     """Text of any kind: from now on beam search leans towards its words where several sound the same.
 
     Raises:
-        OSError, ValueError: No such file, or no Han characters in it.
+        OSError, ValueError: No such file, not in UTF-8, or no Han characters in it.
     """
     from pinyin_llm.ngrams_pinyin_llm import CharacterNgrams, MixedNgrams
     from pinyin_llm.text_normalization import HAN, read_aloud
 
+    try:
+        text = Path(file).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: expected text in UTF-8, found other bytes. Save it as UTF-8.") from error
     # whatever is no Han character ends a line: a name beside a room number, a word of two beside a Latin one, count too
-    lines = re.findall(f"{HAN.pattern}+", read_aloud(Path(file).read_text("utf-8-sig")))
+    lines = re.findall(f"{HAN.pattern}+", read_aloud(text))
     if not lines:
         raise ValueError(f"{file}: expected sentences or names in Han characters, found none.")
     topic = CharacterNgrams.from_lines(lines, least=1)

@@ -1,6 +1,6 @@
 """Pinyin to characters: CER of the model on tsv files of text, toned and toneless pinyin, beside a dictionary engine.
 
-    python benchmarks/p2c.py data/text/p2c_dev/*.tsv
+    python benchmarks/p2c.py benchmarks/p2c_dev/*.tsv
 
 The peer is Pinyin2Hanzi's DAG (PyPI Pinyin2Hanzi, MIT), which reads toneless pinyin only.
 """

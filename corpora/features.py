@@ -55,7 +55,7 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
 
 
 def _fingerprint(rows: Dataset, model, processor) -> str:
-    """Of the encoder, of how sound becomes log-mel, and of the files; -1 stands for one that is missing.
+    """Of the encoder, of how sound becomes log-mel, and of the files: size and time of change, -1 where one is missing.
 
     A processor that was saved once has its class noted in the extractor, too (`auto_map`): to sound it is nothing.
     """
@@ -63,8 +63,9 @@ def _fingerprint(rows: Dataset, model, processor) -> str:
     digest = hashlib.sha256(f"{json.dumps(log_mel, indent=2, sort_keys=True)}\n".encode())
     for tensor in model.audio_tower.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    for path in rows["audio"]:
-        digest.update(f"{path} {Path(path).stat().st_size if Path(path).is_file() else -1}\n".encode())
+    for path in map(Path, rows["audio"]):
+        found = path.stat() if path.is_file() else None
+        digest.update(f"{path} {found.st_size if found else -1} {found.st_mtime_ns if found else -1}\n".encode())
     return digest.hexdigest()[:16]
 
 

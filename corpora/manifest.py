@@ -36,14 +36,16 @@ def read_manifest(path: str | Path) -> "Dataset":
     Raises:
         ManifestError: A column is missing, or a file lies outside the manifest's folder.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
 
     path = Path(path)
-    return Dataset.from_list([_row(path, number, row) for number, row in enumerate(_read_rows(path), start=1)])
+    kinds = Features({name: Value("float64" if name == "seconds" else "string") for name in COLUMNS})
+    rows = [_row(path, number, row) for number, row in enumerate(_read_rows(path), start=1)]
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, features=kinds)
 
 
 def _read_rows(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:  # as spreadsheets write it
         if path.suffix == ".jsonl":
             return [json.loads(line) for line in lines if line.strip()]
         return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -93,7 +95,7 @@ class SplitArguments:
 
 def split_manifest(path: Path, held_out: set[str]) -> tuple[int, int]:
     """Write the rows of `path` whose file is named to held_out.tsv beside it, the others to train.tsv; the counts."""
-    header, *rows = path.read_text(encoding="utf-8").splitlines()
+    header, *rows = path.read_text(encoding="utf-8-sig").splitlines()
     kept_out = [row for row in rows if row.split("\t")[0] in held_out]
     rest = [row for row in rows if row.split("\t")[0] not in held_out]
     for name, part in (("train.tsv", rest), ("held_out.tsv", kept_out)):
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
     (arguments,) = HfArgumentParser(SplitArguments).parse_args_into_dataclasses(argv)
-    held_out = set(Path(arguments.held_out).read_text(encoding="utf-8").split())
+    held_out = set(filter(None, map(str.strip, Path(arguments.held_out).read_text("utf-8-sig").splitlines())))
     for manifest in arguments.manifests:
         train, kept_out = split_manifest(Path(manifest), held_out)
         print(f"{manifest}: {train} rows to learn from, {kept_out} held out")

@@ -217,7 +217,7 @@ def _texts(files: Iterable[Path | str], counts: Counter) -> Iterator[str]:
 def _read(path: Path) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8", errors="replace", newline="") as lines:
+        with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
             is_table = path.name.removesuffix(".gz").endswith(".tsv")
             pieces = iter(lambda: lines.readline(LONGEST_PIECE), "")
             yield from _column(path, lines, "text") if is_table else pieces

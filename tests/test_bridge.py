@@ -1,10 +1,13 @@
 """The pinyin bridge: which frames make a unit, when it was said, and what an empty sound leaves in the prompt."""
 
+import numpy as np
 import pytest
 import torch
-from conftest import build_model
+from conftest import build_model, tone
 from torch.nn import functional as F
 
+from pinyin_llm.audio_pinyin_llm import split_at_pauses
+from pinyin_llm.generation_pinyin_llm import hear_pinyin
 from pinyin_llm.projector_pinyin_llm import PinyinBridge, describe_segments, segment
 
 
@@ -82,6 +85,15 @@ def test_heard_in_a_batch_is_heard_alone(bridge_model, processor, clips):
         assert together.pinyin[row, slots:].eq(-1).all()
         torch.testing.assert_close(together.pinyin_times[row, :slots], alone.pinyin_times[0])
         torch.testing.assert_close(together.pinyin_confidence[row, :slots], alone.pinyin_confidence[0])
+
+
+def test_long_sound_is_heard_in_pieces(bridge_model, processor):
+    """Evaluation during training hears whole clips; the encoder takes 30 s."""
+    sound = np.concatenate([tone(14, 300), tone(14, 500), tone(14, 700)])
+    pieces = [sound[a:b] for a, b in split_at_pauses(sound)]
+    assert len(pieces) > 2
+    (heard,) = hear_pinyin(bridge_model, processor, [sound])
+    assert heard == [unit for row in hear_pinyin(bridge_model, processor, pieces) for unit in row]
 
 
 @torch.no_grad()

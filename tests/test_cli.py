@@ -271,15 +271,18 @@ class TestConvert:
         assert run("convert", "hello world")[:2] == (2, [""])
 
     def test_names_of_a_list_go_before_others_that_sound_so(self, capsys, tmp_path):
-        names, empty = tmp_path / "names.txt", tmp_path / "empty.txt"
+        names, empty, other = (tmp_path / f"{name}.txt" for name in ("names", "empty", "other"))
         names.write_text("张效烟\n李沐辰\n", encoding="utf-8")
         empty.touch()
+        other.write_text("张效烟\n李沐辰\n", encoding="gb18030")
         sentence = "wo3 men5 de5 li3 mu4 chen2 zhu3 ren4 jin1 tian1 bu2 zai4"
         assert main(["convert", sentence]) == main(["convert", sentence, "--text", str(names)]) == 0
         without, given = capsys.readouterr().out.splitlines()
         assert ("李沐辰" in without, given) == (False, "我们的李沐辰主任今天不在")
         assert main(["convert", sentence, "--text", str(empty)]) == 2
         assert "expected sentences or names" in capsys.readouterr().err
+        assert main(["convert", sentence, "--text", str(other)]) == 2
+        assert "other.txt: expected text in UTF-8" in capsys.readouterr().err
 
 
 class TestScore:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pinyin_llm.corpora import plain_text, prepare, speech_corpora, unpack
+from pinyin_llm.corpora import manifest, plain_text, prepare, speech_corpora, unpack
 from pinyin_llm.corpora.manifest import ManifestError, read_manifest
 from pinyin_llm.corpora.unpack import ArchiveError
 
@@ -348,6 +348,20 @@ def test_damaged_and_too_large_archives_leave_nothing(tmp_path, monkeypatch, cap
     assert run("thchs30", tmp_path, tmp_path / "out") == 2
     assert "data_thchs30.tgz: is damaged or cut off" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [archive]
+
+
+def test_manifest_as_a_spreadsheet_saves_it(tmp_path):
+    """With a byte order mark and Windows' line ends; and one that holds no row yet."""
+    rows = "file\ttext\r\nmy clip 1.wav\t你好\r\nother.wav\t上海\r\n"
+    (tmp_path / "manifest.tsv").write_text(rows, encoding="utf-8-sig", newline="")
+    (tmp_path / "names.txt").write_text("my clip 1.wav\r\n", encoding="utf-8-sig", newline="")
+    assert read_manifest(tmp_path / "manifest.tsv")["text"][:] == ["你好", "上海"]
+    assert (
+        manifest.main(["--manifests", str(tmp_path / "manifest.tsv"), "--held_out", str(tmp_path / "names.txt")]) == 0
+    )
+    assert read_manifest(tmp_path / "held_out.tsv")["id"][:] == ["my clip 1"]
+    write(tmp_path / "manifest.tsv", "file\ttext\n")
+    assert read_manifest(tmp_path / "manifest.tsv")["seconds"][:] == []
 
 
 def test_tables_that_lead_outside_are_refused(tmp_path):

@@ -83,6 +83,15 @@ def test_delta_holds_what_was_learned_alone(trained, parts):
     assert config["delta"] == {**bases, "adapters": 2}
 
 
+def test_options_of_from_pretrained_reach_the_parts(trained, tmp_path):
+    folder, _ = trained
+    shutil.copytree(folder / "asr", tmp_path / "inner" / "asr")
+    options = {"subfolder": "inner/asr", "torch_dtype": torch.bfloat16, "attn_implementation": "eager"}
+    model = PinyinLlamaForASR.from_pretrained(tmp_path, **options)
+    assert model.language_model.config._attn_implementation == "eager"
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
+
+
 def test_adapter_is_one_of_peft(trained, parts):
     """Anyone may lay it on the language model alone."""
     folder, _ = trained

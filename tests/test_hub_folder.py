@@ -1,8 +1,14 @@
 """A saved folder is all that a stranger needs: transformers loads it where this package is not installed."""
 
+import configparser
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import build_model, run_as_stranger
+
+import pinyin_llm
 
 
 STRANGER = """
@@ -37,3 +43,15 @@ def test_saved_folder_loads_without_this_package(kind, processor, clips, tmp_pat
     torch.save(model(**batch).logits.detach(), tmp_path / "logits.pt")
     inputs = (tmp_path / "clip.npy", tmp_path / "logits.pt")
     run_as_stranger(STRANGER, tmp_path / "model", *inputs, folder=tmp_path / "elsewhere")
+
+
+def test_hub_asks_for_what_the_package_asks_for():
+    root = Path(pinyin_llm.__file__).parent
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg", encoding="utf-8")
+    asked = setup["options"]["install_requires"].split()
+    for file in ("requirements.txt", "space/requirements.txt"):
+        named = (root / "hub" / file).read_text(encoding="utf-8").split()
+        assert set(named) - {"gradio>=6"} <= set(asked), file
+    (named,) = re.findall(r'"(transformers.*?)"', (root / "hub" / "model_card.md").read_text(encoding="utf-8"))
+    assert named in asked

@@ -77,8 +77,38 @@ def test_quick_form_runs_the_sections_it_names(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_table, "run_row", lambda *_: (0.01, {"tones": [("好", "好")]}))
     folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
     assert paper_table.main(["--recipe", str(tmp_path / "table.yaml"), *folders, "--quick"]) == 0
-    with (tmp_path / "results" / "table.csv").open(encoding="utf-8") as lines:
+    with (tmp_path / "results" / "quick" / "table.csv").open(encoding="utf-8") as lines:
         assert [line["section"] for line in csv.DictReader(lines)] == ["paper"] * 3
+
+
+def test_texts_are_kept_while_the_test_set_stays_as_it_is(recipe, tmp_path, monkeypatch):
+    def write_down(folder, tests):
+        written.append(list(tests))
+        return {name: [(text, "") for text in read_manifest(file)["text"]] for name, file in tests.items()}
+
+    written: list[list[str]] = []
+    monkeypatch.setattr(paper_table, "write_down", write_down)
+    monkeypatch.setattr(paper_table.Runner, "run", lambda *_: tmp_path)
+    data, runner = paper_table.Data(recipe["data"], tmp_path), paper_table.Runner(tmp_path, tmp_path)
+    test, other = tmp_path / "test.tsv", tmp_path / "other.tsv"
+    test.write_text("file\ttext\na.wav\t你好\n", encoding="utf-8")
+    shutil.copyfile(test, other)
+    for _ in range(2):
+        paper_table.write_row(recipe, {}, data, runner, 0, {"test": str(test), "other": str(other)})
+    test.write_text("file\ttext\nb.wav\t上海\n", encoding="utf-8")
+    found = paper_table.write_row(recipe, {}, data, runner, 0, {"test": str(test), "other": str(other)})
+    assert written == [["test", "other"], ["test"]]
+    assert found["test"] == [("上海", "")]
+
+
+def test_further_speech_is_learned_from(tmp_path):
+    mine = tmp_path / "mine.tsv"
+    mine.write_text("file\ttext\na.wav\t你好\n", encoding="utf-8")
+    without, added = paper_table.folder_of(tmp_path, []), paper_table.folder_of(tmp_path, [str(mine)])
+    mine.write_text("file\ttext\nb.wav\t上海\n", encoding="utf-8")
+    assert len({without, added, paper_table.folder_of(tmp_path, [str(mine)])}) == 3
+    with pytest.raises(ValueError, match="a set is named by its folder"):
+        paper_table.name_tests(["mine/dev.tsv", "mine/test.tsv"])
 
 
 def test_rows_share_stages_and_smaller_texts_are_in_larger(recipe, tmp_path):

@@ -1,5 +1,7 @@
 """What the model is given: prompts with the right placeholders, padding on the left, labels on answers alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
@@ -59,8 +61,15 @@ def test_file_bytes_array_and_stereo_are_one_sound(processor, tmp_path):
     path = tmp_path / "clip.wav"
     soundfile.write(path, clip, 16000, subtype="FLOAT")
     expected = processor(clip, sampling_rate=16000)["input_features"]
-    decoded = {"array": clip, "sampling_rate": 16000, "path": None}  # as `datasets` gives it
-    for audio in (path, str(path), path.read_bytes(), [path], np.stack([clip, clip]), torch.from_numpy(clip), decoded):
+    decoded = {"array": clip, "sampling_rate": 16000, "path": None}  # as `datasets` gave it, and as it does now
+    samples = SimpleNamespace(data=torch.from_numpy(clip)[None], sample_rate=16000)
+    decoder = SimpleNamespace(get_all_samples=lambda: samples)
+    contents = path.read_bytes()
+    files, arrays = (
+        (path, str(path), contents, bytearray(contents), [path]),
+        (np.stack([clip, clip]), torch.tensor(clip)),
+    )
+    for audio in (*files, *arrays, decoded, decoder, [decoder]):
         found = processor(audio, sampling_rate=16000)["input_features"]
         torch.testing.assert_close(found, expected)
 
@@ -77,6 +86,7 @@ def test_file_bytes_array_and_stereo_are_one_sound(processor, tmp_path):
         ({"audio": []}, "one clip or more"),
         ({"pinyin": []}, "found no row"),
         ({"pinyin": ""}, "found ''"),
+        ({"pinyin": ["ni3", " ' "]}, 'found " \' "'),
         ({"pinyin": ["ni3", "hao3"], "text": ["你"]}, "1 texts for 2 rows"),
         ({"pinyin": "ni3", "return_tensors": "np"}, "'np'"),
     ],

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from conftest import SENTENCES, build_config, build_model, build_processor, save_folder, tone
@@ -205,6 +207,18 @@ def test_cached_features_follow_the_manifest(parts, bridge_folder, tmp_path):
         assert (len(rows), counts["sentences"]["unreadable_at_1.0"]) == (3, 1)
 
 
+def test_other_sound_of_one_length_is_encoded_again(parts, bridge_folder, tmp_path):
+    speech = shutil.copytree(parts / "speech", tmp_path / "speech")
+    config, processor = training.load_config(ModelArguments(model=bridge_folder))
+    model = training.load_model(ModelArguments(model=bridge_folder), config)
+    data = train_asr.DataArguments([str(speech / "manifest.tsv")], cache_features=str(tmp_path / "cache"))
+    before, _ = train_asr.read_features(data, model, processor)
+    soundfile.write(speech / "0.wav", tone(1.0, 700), 16000)
+    after, _ = train_asr.read_features(data, model, processor)
+    same = [np.array_equal(old, new) for old, new in zip(before["hidden"], after["hidden"], strict=True)]
+    assert same == [False, True, True, True]
+
+
 def test_saved_model_finds_the_features_of_its_parts(parts, tmp_path):
     """Else the rows of the table with P2C would encode again what those without it have encoded."""
     new = ModelArguments(audio_tower=str(parts / "whisper"), language_model=str(parts / "llama"))
@@ -235,6 +249,35 @@ def test_features_go_to_disk_batch_by_batch(parts, tmp_path, monkeypatch):
     assert events == ["read", "encoded"] * len(rows)
     assert len(kept) == len(rows)
     assert not any(counts.values())
+
+
+def test_newest_whole_checkpoint_is_gone_on_from(tmp_path):
+    """One that was being written when the run was killed has no state yet."""
+    assert training.resume_point(str(tmp_path)) is None
+    for step in (8, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (8, 9):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert training.resume_point(str(tmp_path)) == str(tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-10" / "trainer_state.json").touch()
+    assert training.resume_point(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+
+
+def test_evaluation_that_fails_costs_no_weights(parts, new_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_p2c, "write_evaluation", lambda *_: lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        p2c(parts, tmp_path / "out", *new_model, "--max_steps", "1")
+    assert weights(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("flag", "content", "message"),
+    [("--texts", "", "is empty. Expected sentences"), ("--eval_texts", "text\ttoned\n", "found no toneless")],
+)
+def test_text_that_cannot_be_used_is_said_before_training(parts, new_model, tmp_path, flag, content, message):
+    (tmp_path / "file").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        p2c(parts, tmp_path / "out", *new_model, flag, str(tmp_path / "file"))
 
 
 def test_file_read_twice_an_epoch_gets_other_noise_each_time(parts, processor):
@@ -315,7 +358,7 @@ def test_matrices_at_once_step_as_one_by_one():
 
 
 class Collator:
-    """Numbers of `SENTENCES` -> their pinyin, or their speech with its pinyin, and the answers."""
+    """Numbers of `SENTENCES` -> their pinyin, or their speech with its pinyin, and the answers; with 你好 replayed."""
 
     def __init__(self, speech: bool):
         self.speech = speech
@@ -328,10 +371,12 @@ class Collator:
             return dict(processor(pinyin=units, text=texts))
         clips = [tone(1.0 + 0.2 * number, 200 + 100 * number) for number in numbers]
         labels = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, units)), batch_first=True, padding_value=-100)
-        return dict(processor(clips, text=texts, sampling_rate=16000)) | {"pinyin_labels": labels}
+        replay = dict(processor(pinyin=["ni3 hao3"] * len(texts), text=["你好"] * len(texts)))
+        speech = processor(clips, text=texts, sampling_rate=16000)
+        return {**speech, "pinyin_labels": labels, "replay": replay}
 
 
-@pytest.mark.parametrize("speech", [False, True], ids=["pinyin", "speech with CTC"])
+@pytest.mark.parametrize("speech", [False, True], ids=["pinyin", "speech with CTC and replay"])
 def test_four_small_batches_are_one_large(tmp_path, speech):
     results = []
     for size, accumulation in ((4, 1), (1, 4)):
