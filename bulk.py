@@ -4,7 +4,7 @@
     python -m pinyin_llm.bulk corpus.parquet --output texts/ --workers 64 --address auto
 
 The corpus is a folder of sound files (on a cluster: one that every machine sees), or parquet with a column `audio` as datasets writes it.
-The output is jsonl in parts: file, text, seconds, chunks, and an error where there is one. Given again, it goes on where it stopped;
+The output is jsonl in parts: file, sound (of parquet: a digest), text, seconds, chunks, and an error where there is one. Given again, it goes on where it stopped;
 a worker that dies is replaced, and what it was doing is done again.
 """
 
@@ -51,7 +51,7 @@ class Transcriber:
         self.arguments = arguments
 
     def __call__(self, batch: dict) -> dict:
-        """Rows of `file` and, from parquet, `audio` -> a part of the output; how many rows it has, and how many errors."""
+        """Rows of `file`, `sound` and, from parquet, `audio` -> a part of the output; how many rows it has, and how many errors."""
         from pinyin_llm.pipeline_pinyin_llm import transcribe
         from pinyin_llm.transcript_pinyin_llm import as_dict
         from pinyin_llm.transcription import write_whole
@@ -59,15 +59,21 @@ class Transcriber:
         files = [str(name) for name in batch["file"]]
         options = {"batch_size": self.arguments.batch_size, "num_beams": self.arguments.num_beams}
         found = transcribe(self.model, self.processor, batch.get("audio", files), **options)
-        rows = [as_dict(transcript) | {"file": name} for name, transcript in zip(files, found, strict=True)]
-        name = hashlib.sha256("\n".join(files).encode()).hexdigest()[:16]  # rows that are done again replace themselves
+        named = zip(files, map(str, batch["sound"]), found, strict=True)
+        digests = [{"sound": str(sound)} if sound else {} for sound in batch["sound"]]
+        named = zip(files, digests, found, strict=True)
+        rows = [as_dict(transcript) | {"file": name} | digest for name, digest, transcript in named]
+        # rows that are done again replace themselves
+        name = hashlib.sha256("\n".join(f"{row['file']} {row.get('sound', '')}" for row in rows).encode()).hexdigest()[
+            :16
+        ]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_whole(Path(self.arguments.output, f"part-{name}.jsonl"), "\n".join(lines) + "\n")
         return {"sounds": [len(rows)], "failed": [sum("error" in row for row in rows)]}
 
 
-def read_corpus(corpus: str, done: set[str]):
-    """A Ray dataset of what is not done yet: `file`, and `audio` for parquet.
+def read_corpus(corpus: str, done: set[tuple[str, str]]):
+    """A Ray dataset of what is not done yet: `file`, `sound`, and `audio` for parquet.
 
     Raises:
         ValueError: A folder without sounds, or parquet without `audio`.
@@ -80,20 +86,22 @@ def read_corpus(corpus: str, done: set[str]):
         rows = ray.data.read_parquet(corpus, include_paths=True)
         if "audio" not in rows.schema().names:
             raise ValueError(f"{corpus}: expected a column audio, found {', '.join(rows.schema().names)}.")
-        rows = rows.map(lambda row: {"file": name_sound(row["audio"], row["path"]), "audio": row["audio"]})
-        return rows.filter(lambda row: row["file"] not in done)
-    return ray.data.from_items([{"file": name} for name in find_sounds([corpus]) if name not in done])
+        rows = rows.map(lambda row: name_sound(row["audio"], row["path"]) | {"audio": row["audio"]})
+        return rows.filter(lambda row: (row["file"], row["sound"]) not in done)
+    names = [name for name in find_sounds([corpus]) if (name, "") not in done]
+    return ray.data.from_items([{"file": name, "sound": ""} for name in names])
 
 
-def name_sound(audio: dict, corpus: str) -> str:
-    """The path that a cell of `audio` has; else its corpus, and what tells it from the other sounds there."""
-    return audio["path"] or f"{corpus}#{hashlib.sha256(audio['bytes']).hexdigest()[:16]}"
+def name_sound(audio: dict, corpus: str) -> dict[str, str]:
+    """`file`, or the corpus where there is none, and a digest of the `sound`: datasets keeps paths without their folders."""
+    return {"file": audio["path"] or corpus, "sound": hashlib.sha256(audio["bytes"] or b"").hexdigest()[:16]}
 
 
-def read_done(output: Path) -> set[str]:
-    """The files that the parts hold."""
-    parts = [part.read_text("utf-8").splitlines() for part in sorted(output.glob("*.jsonl"))]
-    return {json.loads(line)["file"] for part in parts for line in part}
+def read_done(output: Path) -> set[tuple[str, str]]:
+    """The `file` and `sound` of each row that the parts hold."""
+    parts = [part.read_text("utf-8").split("\n") for part in sorted(output.glob("*.jsonl"))]
+    rows = [json.loads(line) for part in parts for line in part if line]
+    return {(row["file"], row.get("sound", "")) for row in rows}
 
 
 def run(arguments: BulkArguments) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         except KeyboardInterrupt:
             return 130
-        except (OSError, ValueError) as error:
+        except (ImportError, OSError, ValueError) as error:
             _say(f"error: {error}")
             return 2
         finally:
@@ -175,7 +175,10 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     def show(transcript) -> None:
         if arguments.output:
             if not transcript.error:
-                write_whole(targets[transcript.source], FORMATS[arguments.format](transcript))
+                try:
+                    write_whole(targets[transcript.source], FORMATS[arguments.format](transcript))
+                except OSError as error:  # the others go on
+                    transcript.error = error
         elif arguments.format == "json":
             rows.append(as_dict(transcript))
         else:
@@ -184,10 +187,11 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     with tqdm(total=sum(map(seconds_of, missing)), unit="s", unit_scale=True, disable=None) as bar:
         options = {"num_beams": arguments.num_beams, "num_return_sequences": arguments.alternatives}
         results = transcribe(model, processor, missing, arguments.batch_size, on_progress=bar.update, **options)
-        exit_code = _show_all(results, show)
-    if rows:
-        _write(json.dumps(rows, ensure_ascii=False, indent=2))
-    return exit_code
+        try:
+            return _show_all(results, show)
+        finally:  # what is written down is not lost to what comes after it
+            if rows:
+                _write(json.dumps(rows, ensure_ascii=False, indent=2))
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -62,17 +62,14 @@ def write_characters(
         generate_kwargs["pinyin_constraint"] = processor.pinyin_constraint()
     prompt_length = inputs["input_ids"].shape[1]
     if num_return_sequences == 1:
-        sequences = model.generate(**inputs, **generate_kwargs)
+        written = model.generate(**inputs, **generate_kwargs)
+        sequences = getattr(written, "sequences", written)  # with return_dict_in_generate
         return [Written(text) for text in processor.decode_answers(sequences, prompt_length)]
-    generate_kwargs["num_beams"] = max(generate_kwargs.get("num_beams") or 1, num_return_sequences)
-    best = model.generate(
-        **inputs,
-        num_return_sequences=num_return_sequences,
-        length_penalty=0.0,  # the score is a sum: rows that are written in parts add up
-        return_dict_in_generate=True,
-        output_scores=True,
-        **generate_kwargs,
-    )
+    beams = max(generate_kwargs.get("num_beams") or 1, num_return_sequences)
+    generate_kwargs |= {"num_beams": beams, "num_return_sequences": num_return_sequences}
+    generate_kwargs |= {"return_dict_in_generate": True, "output_scores": True}
+    generate_kwargs.setdefault("length_penalty", 0.0)  # the score is a sum: rows that are written in parts add up
+    best = model.generate(**inputs, **generate_kwargs)
     texts, scores = processor.decode_answers(best.sequences, prompt_length), best.sequences_scores.tolist()
     ranked = list(zip(texts, scores, strict=True))
     rows = [ranked[i : i + num_return_sequences] for i in range(0, len(ranked), num_return_sequences)]

@@ -2,7 +2,9 @@
 
 run_1.json, run_2.json, ..., run.json    written by the training scripts, one a stage
 results.json   written by benchmarks/asr.py --json
-card.yaml      by hand: whatever else the front matter says (license, base_model, datasets), and `training_data`
+card.yaml      by hand: whatever else the front matter says (license, base_model, datasets), and `training_data`; a licence of
+               the language model that is not among TERMS has to be said there; `went_on_from` was the `training_data` of
+               the model before
 """
 
 import json
@@ -31,6 +33,7 @@ TERMS = {
     ),
 }
 LICENSE, CODE_TERMS = "apache-2.0", "The code is Apache-2.0."
+UNKNOWN, NOT_TOLD = "other", "Its language model has terms of its own, which apply to these weights, too."
 
 
 def write_card(folder: Path, repo_id: str) -> None:
@@ -46,6 +49,8 @@ def write_card(folder: Path, repo_id: str) -> None:
     bases = given.pop("base_model", None) or _bases(records, config)
     bases = [bases] if isinstance(bases, str) else bases
     training_data = given.pop("training_data", "The records of the runs (run*.json) name the files of each stage.")
+    if before := given.pop("went_on_from", None):
+        training_data += f" It went on from a model whose own were: {before}"
     data = _front_matter(repo_id, bases, results, given)
     card = ModelCard.from_template(
         data,
@@ -64,7 +69,7 @@ def write_card(folder: Path, repo_id: str) -> None:
         training_data=training_data,
         results=results,
         compared=any(result.get("compared") for result in results),
-        terms=_terms(bases),
+        terms=_terms(bases, data.license),
     )
     card.save(folder / "README.md")
 
@@ -124,13 +129,18 @@ def _bases(records: list[dict], config: dict) -> list[str]:
 
 
 def _license(bases: list[str]) -> str:
-    """The strictest of the bases': a language model's own terms go before a free licence."""
-    found = [license for prefix, (license, _) in TERMS.items() for base in bases if base.startswith(prefix)]
+    """The strictest of the bases': a language model's own terms go before a free licence.
+
+    "other" where a base is not known, or lies in a folder: card.yaml may say what it is.
+    """
+    found = [next((own for prefix, (own, _) in TERMS.items() if base.startswith(prefix)), UNKNOWN) for base in bases]
+    found += [UNKNOWN] * (2 - len(bases))
     return next((license for license in found if license != LICENSE), LICENSE)
 
 
-def _terms(bases: list[str]) -> str:
+def _terms(bases: list[str], license: str) -> str:
     found = [terms for prefix, (_, terms) in TERMS.items() if any(base.startswith(prefix) for base in bases)]
+    found += [NOT_TOLD] if license == UNKNOWN else []
     return " ".join([CODE_TERMS, *found, "The texts and speech that it learned from have terms of their own."])
 
 
@@ -158,4 +168,4 @@ def _about(record: dict) -> str:
 def _read_yaml(path: Path) -> dict:
     import yaml
 
-    return yaml.safe_load(path.read_text("utf-8")) if path.exists() else {}
+    return (yaml.safe_load(path.read_text("utf-8")) or {}) if path.exists() else {}

@@ -389,7 +389,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         if pinyin_constraint is not None:
             beams = self._searches_beams(kwargs)
             bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1], beams)
-            if beams:  # a sum: by the mean, a character of three tokens would go before one of one token
+            given = kwargs.get("generation_config") or self.generation_config
+            if beams and given.length_penalty is None:
+                # a sum: by the mean, a character of three tokens would go before one of one token
                 kwargs.setdefault("length_penalty", 0.0)
             if plain:
                 return write_in_passes(self, input_ids, kwargs["inputs_embeds"], attention_mask, bound)

@@ -41,7 +41,7 @@ def transcribe(
     batch_size: int = 8,
     longest_seconds: float = LONGEST_PIECE_SECONDS,
     on_progress: Callable[[float], None] = lambda seconds: None,
-    num_beams: int = NUM_BEAMS,
+    num_beams: int | None = None,
     **kwargs,
 ) -> Iterator[Transcript]:
     """Sounds of any length, rate and number of channels -> a [`Transcript`] each, in the order given.
@@ -52,15 +52,18 @@ def transcribe(
         sources: What `open_sound` takes, read as it is needed.
         longest_seconds: Longer sounds are cut at pauses.
         on_progress: Called with the seconds that have just been written down.
-        num_beams: 1 is three times as fast, and worse: it hears no n-grams.
+        num_beams: 5, where neither this nor a `generation_config` says how many. 1 is three times as fast, and worse: it
+            hears no n-grams.
         **kwargs: For `write_characters`, e.g. `num_return_sequences=5`.
     """
+    if num_beams or "generation_config" not in kwargs:
+        kwargs["num_beams"] = num_beams or NUM_BEAMS
     waiting: list[Transcript] = []
     batch: list[tuple[Chunk, np.ndarray]] = []
 
     def write():
         pieces = [piece for _, piece in batch]
-        written = write_speech(model, processor, pieces, num_beams=num_beams, **kwargs) if pieces else []
+        written = write_speech(model, processor, pieces, **kwargs) if pieces else []
         for (chunk, piece), found in zip(batch, written, strict=True):
             _fill(chunk, found)
             on_progress(len(piece) / SAMPLING_RATE)

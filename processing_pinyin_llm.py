@@ -1,5 +1,6 @@
 """Audio, characters and pinyin -> tensors, and ids -> text."""
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,6 @@ IGNORED = -100
 HOP_LENGTH = 160  # samples a mel frame
 STFT_REACH = 200  # half a window: zeros behind the clip keep the reflection of its end out of its last frames
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-MAY_BE_MISSING = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
 FRAME_STEP = 50  # batches are half seconds long: for each new shape oneDNN compiles kernels (12 ms a clip in bfloat16)
 
 
@@ -65,7 +65,13 @@ class PinyinLlamaProcessor(ProcessorMixin):
         """With the n-grams that lie in the folder, if any do (count_ngrams.py)."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        if path := cached_file(pretrained_model_name_or_path, FILE_NAME, **where, **MAY_BE_MISSING):
+        where["_raise_exceptions_for_missing_entries"] = False
+        try:
+            path = cached_file(pretrained_model_name_or_path, FILE_NAME, **where)
+        except OSError as error:
+            warnings.warn(f"{FILE_NAME} could not be looked for ({error}); with it beams write better.", stacklevel=2)
+            path = None
+        if path:
             processor.ngrams = CharacterNgrams.load(path)
         return processor
 

@@ -1,21 +1,33 @@
 """A model folder -> the Hub: assembled, tried in a process of its own, uploaded as one commit, downloaded and compared."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 from pinyin_llm.model_card import SAMPLES, write_card
 
 
 PACKAGE = Path(__file__).parent
-KEPT = ("*.json", "*.safetensors", "*.model", "*.jinja", "adapter_*/*", "card.yaml", "NOTICE")
-LEFT_OUT = {"arguments.json", "trainer_state.json"}
+RECORDS = ("run.json", "run_*.json")
+SETTINGS = (
+    "config.json",
+    "*_config.json",
+    "*.index.json",
+    "results.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+WEIGHTS = ("*.safetensors", "tokenizer.json", "vocab.json", "*.model", "*.jinja", "adapter_*/*")
+KEPT = (*RECORDS, *SETTINGS, *WEIGHTS, "card.yaml", "NOTICE")
 OURS = (*KEPT, "*_pinyin_llm.py", "samples/*")  # what an earlier publication may have left and this one has no more
 TRY_OUT = """
 import sys
@@ -100,9 +112,12 @@ def assemble(folder: str, place: Path, repo_id: str, merge: bool = False, delta:
         )
     place.mkdir(parents=True)
     for path in {path for pattern in KEPT for path in Path(folder).glob(pattern)}:
-        if path.name not in LEFT_OUT and path.is_file():
+        if path.is_file():
             (place / path.relative_to(folder)).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, place / path.relative_to(folder))
+    for path in chain.from_iterable(map(place.glob, RECORDS)):
+        record = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps(without_folders(record), ensure_ascii=False, indent=2) + "\n", "utf-8")
     if merge:
         _merge(folder, place)
     elif bases:
@@ -113,6 +128,19 @@ def assemble(folder: str, place: Path, repo_id: str, merge: bool = False, delta:
     for name in SAMPLES:
         shutil.copyfile(PACKAGE / "samples" / name, place / "samples" / name)
     write_card(place, repo_id)
+
+
+def without_folders(record):
+    """The same with the last name alone of whatever is a whole path: how somebody's disk is laid out is nobody's business.
+
+    >>> without_folders({"manifests": ["/home/me/secret/train.tsv"], "command": "train_asr.py --output_dir /out/run 7"})
+    {'manifests': ['train.tsv'], 'command': 'train_asr.py --output_dir run 7'}
+    """
+    if isinstance(record, dict):
+        return {name: without_folders(value) for name, value in record.items()}
+    if isinstance(record, list):
+        return list(map(without_folders, record))
+    return re.sub(r"(?<!\S)/\S*/", "", record) if isinstance(record, str) else record
 
 
 def _merge(folder: str, place: Path) -> None:
@@ -175,7 +203,7 @@ def upload(place: Path, files: list[str], repo_id: str, private: bool) -> tuple:
             created = True
         there = api.model_info(repo_id)
         _check_target(repo_id, there, private)
-        gone = sorted(n for n in _published(there) - {*files} if any(fnmatch(n, pattern) for pattern in OURS))
+        gone = sorted(filter(_is_ours, _published(there) - {*files}))
         operations = [CommitOperationAdd(name, str(place / name)) for name in files]
         operations += [CommitOperationDelete(name) for name in gone]
         message = f"Publish {repo_id}"
@@ -188,6 +216,11 @@ def upload(place: Path, files: list[str], repo_id: str, private: bool) -> tuple:
         raise PublishError(
             f"{repo_id}: not uploaded ({error}). The Hub is as it was; run the command again."
         ) from error
+
+
+def _is_ours(name: str) -> bool:
+    """`*` is of one folder, as in `glob`: results.json is ours, eval/results.json is not."""
+    return any(fnmatch(name, pattern) and name.count("/") == pattern.count("/") for pattern in OURS)
 
 
 def _published(there) -> set[str]:

@@ -19,6 +19,7 @@ from pinyin_llm.transcript_pinyin_llm import FORMATS, Transcript, characters_of
 
 
 LARGEST_BYTES = 25 * 2**20  # OpenAI's limit, too
+FORM_BYTES = 2**16  # of the other fields
 LANGUAGES = {"", "zh", "cmn", "chinese", "mandarin"}  # also with a region or script behind, as zh-TW
 MODEL = {"id": "pinyin-llm", "object": "model", "created": 0, "owned_by": "pinyin-llm"}
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -92,6 +93,21 @@ class Batcher:
         return jobs
 
 
+class SizeLimit:
+    """Refuses a request by the length that it announces, before its body is kept anywhere."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        length = dict(scope.get("headers", ())).get(b"content-length", b"")
+        if length.isdigit() and int(length) > LARGEST_BYTES + FORM_BYTES:
+            message = f"Expected at most {LARGEST_BYTES} bytes, found {int(length)}. Cut the sound."
+            await _refuse(413, message)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
 def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64) -> FastAPI:
     """The application; its lifespan owns the [`Batcher`]."""
 
@@ -105,6 +121,8 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
     server.add_exception_handler(RequestError, lambda _, error: _refuse(error.status, str(error)))
     server.add_exception_handler(RequestValidationError, lambda _, error: _refuse(400, _name_fields(error)))
     server.add_exception_handler(HTTPException, _refuse_path)
+    server.add_exception_handler(Exception, lambda _, error: _refuse(500, f"{type(error).__name__}: {error}"))
+    server.add_middleware(SizeLimit)
 
     @server.get("/health")
     async def health() -> dict:

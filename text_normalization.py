@@ -120,7 +120,7 @@ def _number_forms() -> list[tuple[re.Pattern, Callable[[re.Match], str]]]:
         (re.compile(rf"((?<![0-9a-zA-Z%{HAN_CLASS}])-)?(?<![0-9.])({PLAIN})\s?([%‰])"), _per_cent),
         (re.compile(rf"(?<=[{DIGITS}十百千万亿点分秒日0-9]){RANGE}(?=[{DIGITS}十百千0-9])"), lambda m: "到"),
         (re.compile(r"(?<=[0-9])\s?°C"), lambda m: "摄氏度"),
-        (re.compile(rf"(?<![0-9.])2(?=[{MEASURES}万亿])(?!年代)"), lambda m: "两"),
+        (re.compile(rf"(?<![0-9.第初])2(?=[{MEASURES}万亿])(?!年代|年级|分之|次方)"), lambda m: "两"),
         (re.compile(rf"(?:(?<![0-9a-zA-Z{HAN_CLASS}])(-))?({PLAIN})"), _signed),
     ]
 

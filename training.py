@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import shutil
 import sys
 from dataclasses import asdict
@@ -322,9 +323,11 @@ def copy_origin(model: str | None, output_dir: Path) -> None:
         return
     for number, record in enumerate(records_of(Path(model)), start=1):
         shutil.copyfile(record, output_dir / f"run_{number}.json")
-    for name in ("NOTICE", "card.yaml"):
-        if Path(model, name).exists():
-            shutil.copyfile(Path(model, name), output_dir / name)
+    if (notice := Path(model, "NOTICE")).exists():
+        shutil.copyfile(notice, output_dir / "NOTICE")
+    if (card := Path(model, "card.yaml")).exists():  # it knows nothing of what this run learns from
+        text = re.sub("^training_data:", "went_on_from:", card.read_text("utf-8"), flags=re.MULTILINE)
+        (output_dir / "card.yaml").write_text(text, "utf-8")
 
 
 def records_of(folder: Path) -> list[Path]:

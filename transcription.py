@@ -3,22 +3,26 @@
 import glob
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
+from pinyin_llm.audio_pinyin_llm import AudioWarning
 from pinyin_llm.generation_pinyin_llm import convert_pinyin
 from pinyin_llm.tokenization_pinyin_llm import PinyinError
 
 
 MINI_MODEL = Path(__file__).parent / "checkpoints" / "mini"
 TOPIC_SHARE = 0.5  # of the words of a given text
-SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus"}
+SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"}
+OTHER_SOUNDS = {".m4a", ".mp4", ".aac", ".amr", ".webm", ".wma", ".mkv"}  # libsndfile cannot read them
 
 
 @dataclass
@@ -85,7 +89,11 @@ def find_sounds(names: list[str]) -> dict[str, str]:
     for name in names:
         folder = Path(name)
         if folder.is_dir():
-            inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SOUND_SUFFIXES)
+            files = sorted(path for path in folder.rglob("*") if not path.name.startswith("._"))  # macOS' own notes
+            inside = [path for path in files if path.suffix.lower() in SOUND_SUFFIXES]
+            if left_out := [path for path in files if path.suffix.lower() in OTHER_SOUNDS]:
+                found_so = f"{len(left_out)} sounds that cannot be read, as {left_out[0].name}"
+                warnings.warn(f"{name}: {found_so}, are left out. Convert them to wav.", AudioWarning, stacklevel=2)
             if not inside:
                 raise ValueError(
                     f"{name}: expected sounds ({', '.join(sorted(SOUND_SUFFIXES))}), found none in this folder."
@@ -111,7 +119,9 @@ def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, 
         alone = stems[Path(place).with_suffix("")] == 1
         target = Path(folder, place).with_suffix(f".{suffix}") if alone else Path(folder, f"{place}.{suffix}")
         if target in taken:
-            raise ValueError(f"{taken[target]} and {sound} would both be written to {target}. Transcribe them apart.")
+            raise ValueError(
+                f"{taken[target]} and {sound} would both be written to {target}. Give each its own -o DIR."
+            )
         taken[target] = sound
     return {sound: target for target, sound in taken.items()}
 
@@ -119,9 +129,12 @@ def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, 
 def write_whole(target: Path, text: str) -> None:
     """Write a file in one step: a job that is killed leaves no half transcript, which would count as done."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{target.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
-    os.replace(unfinished, target)
+    unfinished = target.with_name(f".{uuid4().hex}.unfinished")  # short: the name itself may be as long as names can be
+    try:
+        unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def convert_lines(model, processor, lines: Iterable[str], batch_size: int = 32, **kwargs) -> Iterator[Result]:

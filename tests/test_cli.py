@@ -178,6 +178,27 @@ class TestTranscribe:
         assert (tmp_path / "out" / "short.txt").read_text() == "kept"
         assert (tmp_path / "out" / "deep" / "short.txt").read_text("utf-8").strip()
 
+    def test_what_a_folder_leaves_out_is_said_and_long_names_are_written(self, run, sounds, tmp_path):
+        place = tmp_path / "in"
+        place.mkdir()
+        shutil.copy(sounds["short.wav"], place / f"{'录' * 83}.wav")  # 253 bytes: one as long as names may be
+        (place / "talk.m4a").touch()
+        (place / "._talk.wav").write_bytes(b"Mac OS X")
+        code, _, talk = run("transcribe", str(place), "-o", str(tmp_path / "out"))
+        assert code == 0, talk
+        assert "1 sounds that cannot be read, as talk.m4a, are left out" in talk
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{'录' * 83}.txt"]
+
+    def test_target_that_cannot_be_written_stops_no_other(self, run, sounds, tmp_path):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "deep").touch()  # where a folder should be
+        (tmp_path / "in" / "deep").mkdir(parents=True)
+        for file in ("deep/short.wav", "short.wav"):
+            shutil.copy(sounds["short.wav"], tmp_path / "in" / file)
+        code, _, talk = run("transcribe", str(tmp_path / "in"), "-o", str(tmp_path / "out"))
+        assert code == 1, talk
+        assert (tmp_path / "out" / "short.txt").read_text("utf-8").strip()
+
     def test_sounds_of_one_name_get_outputs_of_their_own(self, run, sounds, tmp_path):
         shutil.copy(sounds["stereo.flac"], tmp_path / "short.flac")
         (tmp_path / "deep").mkdir()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, Dataset
-from transformers import pipeline
+from transformers import GenerationConfig, pipeline
 
 from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform
 from pinyin_llm.cli import main
@@ -111,6 +111,23 @@ def test_best_texts_and_their_scores(asr):
         assert best[0]["text"] == result["text"]
     assert found[1]["alternatives"][0]["score"] < found[0]["alternatives"][0]["score"] < 0
     assert asr(SOUND, generate_kwargs={"num_beams": 1})["text"] == TEXT
+    again = asr(SOUND, num_return_sequences=3, generate_kwargs={"length_penalty": 0.0})
+    assert [row["text"] for row in again["alternatives"]] == [row["text"] for row in found[0]["alternatives"]]
+    assert asr(SOUND, generate_kwargs={"return_dict_in_generate": True})["text"] == TEXT
+
+
+def test_given_generation_config_says_how_many_beams(asr, monkeypatch):
+    beams = []
+    generate = asr.model.generate
+    monkeypatch.setattr(
+        asr.model, "generate", lambda **given: beams.append(given.get("num_beams")) or generate(**given)
+    )
+    asr(SOUND, generate_kwargs={"generation_config": GenerationConfig(num_beams=2, max_new_tokens=4)})
+    asr(SOUND)
+    assert beams == [None, 5]
+
+
+def test_few_alternatives_where_little_was_heard(asr):
     noise = np.random.default_rng(0).normal(scale=0.1, size=16000).astype(np.float32)
     few = asr([noise, np.zeros(16000, np.float32)], num_return_sequences=5)
     assert all(row["score"] > -1e6 for result in few for row in result["alternatives"])

@@ -139,12 +139,12 @@ def test_broken_upload_leaves_the_hub_as_it_was(hub, run, model_folder, fault):
 
 
 def test_what_it_leaves_alone_and_what_it_replaces(hub, run, model_folder, tmp_path):
-    for name, files in {"user/old": ("notes.md", "adapter_1/adapter_model.safetensors", "modeling_pinyin_llm.py"),
+    for name, files in {"user/old": ("notes.md", "eval/results.json", "their.json", "adapter_1/adapter_model.safetensors", "modeling_pinyin_llm.py"),
                         "user/other": ("config.json", "pytorch_model.bin")}.items():  # fmt: skip
         hub.repositories[name] = Repository(private=True)
         hub.repositories[name].commit([{"key": "file", "value": {"path": path, "content": ""}} for path in files])
     assert "removed, of an earlier publication: adapter_1/" in publish(run, model_folder, "user/old")
-    assert "notes.md" in hub.files("user/old")
+    assert {"notes.md", "eval/results.json", "their.json"} <= hub.files("user/old").keys()
     assert "adapter_1/adapter_model.safetensors" not in hub.files("user/old")
     assert "of another kind" in publish(run, model_folder, "user/other", code=2)
     assert "no config.json" in publish(run, tmp_path / "nothing", "user/x", code=2)
@@ -161,6 +161,7 @@ def test_card_tells_where_a_model_comes_from(tmp_path):
         build_model("mean").save_pretrained(folder)
     (stage_1 / "run.json").write_text(json.dumps(first))
     (stage_1 / "NOTICE").write_text("whose texts these are")
+    (stage_1 / "card.yaml").write_text("training_data: old newspapers")
     copy_origin(str(stage_1), stage_2)
     command = describe_command(["/home/me/train_asr.py", "--hub_token", "hf_secret", "--push_to_hub_token=hf_secret"])
     (stage_2 / "run.json").write_text(json.dumps(first | {"command": command}))
@@ -172,6 +173,27 @@ def test_card_tells_where_a_model_comes_from(tmp_path):
     assert (stage_2 / "NOTICE").exists()
     assert "secret" not in card
     assert "/home/me" not in card
+    assert "It went on from a model whose own were: old newspapers" in card
+
+
+@pytest.mark.parametrize(
+    ("language_model", "given", "license"),
+    [
+        ("meta-llama/Llama-2-7b-hf", "", "llama2"),
+        ("meta-llama/Llama-3.2-1B", "", "other"),
+        ("/models/Llama-2-7b-hf", "", "other"),
+        ("me/mine", "license: mit", "mit"),
+    ],
+)
+def test_licence_is_not_guessed(tmp_path, language_model, given, license):
+    build_model("mean").save_pretrained(tmp_path)
+    arguments = {"learning_rate": 1.0, "audio_tower": "openai/whisper-base", "language_model": language_model}
+    record = {"command": "train_p2c.py", "metrics": {}, "arguments": arguments}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "card.yaml").write_text(given)
+    write_card(tmp_path, "user/asr")
+    assert metadata_load(tmp_path / "README.md")["license"] == license
+    assert ("terms of its own, which apply" in (tmp_path / "README.md").read_text("utf-8")) == (license == "other")
 
 
 def test_delta_on_bases_of_the_hub(hub, run, parts, tmp_path):

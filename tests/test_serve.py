@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -81,6 +82,16 @@ def test_what_it_refuses(client, tmp_path):
     ):
         with pytest.raises(BadRequestError, match=message):
             client.audio.transcriptions.create(**({"model": "mini", "file": SOUND} | wrong))
+
+
+def test_large_upload_is_refused_unread(client):
+    """Before its body: a disk is soon full of what is too large."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as connection:
+        head = (
+            "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: here\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        )
+        connection.sendall(f"{head}Content-Length: {2**30}\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
 def test_what_is_not_here(client):
