@@ -156,7 +156,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     from pinyin_llm.audio_pinyin_llm import seconds_of
     from pinyin_llm.pipeline_pinyin_llm import transcribe
     from pinyin_llm.transcript_pinyin_llm import FORMATS, as_dict
-    from pinyin_llm.transcription import find_sounds, plan_outputs, write_whole
+    from pinyin_llm.transcription import find_done, find_sounds, note_source, plan_outputs, write_whole
 
     sounds = find_sounds(arguments.files)
     if arguments.format in ("srt", "vtt") and len(sounds) > 1 and not arguments.output:
@@ -164,7 +164,7 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     if arguments.alternatives > 1 and arguments.format != "json":
         raise ValueError(f"{arguments.format} has one text a sound. Add --format json for --alternatives.")
     targets = plan_outputs(sounds, arguments.output, arguments.format) if arguments.output else {}
-    if done := {sound for sound, target in targets.items() if target.exists()}:
+    if done := find_done(targets, arguments.output) if targets else set():
         _say(f"{len(done)} of {len(sounds)} are there already. Remove them from {arguments.output} to redo them.")
     missing = [sound for sound in sounds if sound not in done]
     if not missing:
@@ -175,8 +175,10 @@ def _transcribe(arguments: argparse.Namespace) -> int:
     def show(transcript) -> None:
         if arguments.output:
             if not transcript.error:
+                target = targets[transcript.source]
                 try:
-                    write_whole(targets[transcript.source], FORMATS[arguments.format](transcript))
+                    write_whole(target, FORMATS[arguments.format](transcript))
+                    note_source(transcript.source, target, arguments.output)
                 except OSError as error:  # the others go on
                     transcript.error = error
         elif arguments.format == "json":

@@ -1,6 +1,7 @@
 """What the command line works on: a checkpoint, sound files by name, folder or pattern, lines of pinyin."""
 
 import glob
+import json
 import os
 import re
 import warnings
@@ -22,6 +23,7 @@ from pinyin_llm.tokenization_pinyin_llm import PinyinError
 MINI_MODEL = Path(__file__).parent / "checkpoints" / "mini"
 TOPIC_SHARE = 0.5  # of the words of a given text
 SOUND_SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"}
+SOURCES = ".sources.jsonl"  # of an output folder: a transcript and its sound each line
 OTHER_SOUNDS = {".m4a", ".mp4", ".aac", ".amr", ".webm", ".wma", ".mkv"}  # libsndfile cannot read them
 
 
@@ -124,6 +126,31 @@ def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, 
             )
         taken[target] = sound
     return {sound: target for target, sound in taken.items()}
+
+
+def find_done(targets: dict[str, Path], folder: str) -> set[str]:
+    """The sounds whose transcripts are in `folder` already.
+
+    Raises:
+        ValueError: A transcript there is that of another sound, which `note_source` wrote down.
+    """
+    index = Path(folder, SOURCES)
+    lines = index.read_text("utf-8").split("\n") if index.exists() else []
+    made_of = dict(json.loads(line) for line in lines if line.endswith("]"))  # not one that a full disk cut off
+    done = {sound for sound, target in targets.items() if target.exists()}
+    for sound in sorted(done):
+        other = made_of.get(str(targets[sound].relative_to(folder)), os.path.realpath(sound))
+        if other != os.path.realpath(sound):
+            hint = f"Give {sound} another -o DIR; if it was moved, remove {index}."
+            raise ValueError(f"{targets[sound]} is the transcript of {other}. {hint}")
+    return done
+
+
+def note_source(sound: str, target: Path, folder: str) -> None:
+    """Write down which sound a transcript in `folder` was made of."""
+    line = json.dumps([str(target.relative_to(folder)), os.path.realpath(sound)])
+    with Path(folder, SOURCES).open("a", encoding="utf-8") as index:
+        index.write(f"\n{line}")
 
 
 def write_whole(target: Path, text: str) -> None:

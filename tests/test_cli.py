@@ -167,7 +167,7 @@ class TestTranscribe:
         (tmp_path / "in" / "notes.md").write_text("not a sound")
         arguments = ("transcribe", str(tmp_path / "in"), str(tmp_path / "*.ogg"), "-o", str(tmp_path / "out"))
         code, lines, talk = run(*arguments)
-        written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        written = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("[!.]*.txt")}
         assert (code, lines) == (1, [])
         assert "empty.wav: is empty" in talk
         assert written == {"short.txt", "deep/short.txt", "deep/stereo.txt", "telephone.txt"}
@@ -187,7 +187,7 @@ class TestTranscribe:
         code, _, talk = run("transcribe", str(place), "-o", str(tmp_path / "out"))
         assert code == 0, talk
         assert "1 sounds that cannot be read, as talk.m4a, are left out" in talk
-        assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{'录' * 83}.txt"]
+        assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == [f"{'录' * 83}.txt"]
 
     def test_target_that_cannot_be_written_stops_no_other(self, run, sounds, tmp_path):
         (tmp_path / "out").mkdir()
@@ -205,10 +205,14 @@ class TestTranscribe:
         other = shutil.copy(sounds["short.wav"], tmp_path / "deep" / "short.wav")
         out = tmp_path / "out"
         assert run("transcribe", sounds["short.wav"], str(tmp_path / "short.flac"), "-o", str(out))[0] == 0
-        assert {path.name for path in out.iterdir()} == {"short.wav.txt", "short.flac.txt"}
+        assert {path.name for path in out.glob("[!.]*")} == {"short.wav.txt", "short.flac.txt"}
         code, _, talk = run("transcribe", sounds["short.wav"], str(other), "-o", str(tmp_path / "out2"))
         assert code == 2
         assert "would both be written to" in talk
+        assert run("transcribe", sounds["short.wav"], "-o", str(tmp_path / "out2"))[0] == 0
+        code, _, talk = run("transcribe", str(other), "-o", str(tmp_path / "out2"))  # no second transcript is lost
+        assert code == 2
+        assert f"short.txt is the transcript of {sounds['short.wav']}" in talk
 
     def test_what_cannot_be_done_is_said_before_the_model_is_loaded(self, run, sounds, tmp_path, monkeypatch):
         monkeypatch.setattr("pinyin_llm.cli._load", lambda name: pytest.fail("the model was loaded"))
