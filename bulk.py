@@ -4,8 +4,8 @@
     python -m pinyin_llm.bulk corpus.parquet --output texts/ --workers 64 --address auto
 
 The corpus is a folder of sound files (on a cluster: one that every machine sees), or parquet with a column `audio` as datasets writes it.
-The output is jsonl in parts: file, sound (of parquet: a digest), text, seconds, chunks, and an error where there is one. Given again, it goes on where it stopped;
-a worker that dies is replaced, and what it was doing is done again.
+The output is jsonl in parts: file, sound (of parquet: a digest), text, seconds, chunks, and an error where there is one.
+Given again, it goes on where it stopped; a worker that dies is replaced, and what it was doing is done again.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class Transcriber:
         self.arguments = arguments
 
     def __call__(self, batch: dict) -> dict:
-        """Rows of `file`, `sound` and, from parquet, `audio` -> a part of the output; how many rows it has, and how many errors."""
+        """Rows of `file`, `sound` and, from parquet, `audio` -> a part of the output; how many rows and errors it has."""
         from pinyin_llm.pipeline_pinyin_llm import transcribe
         from pinyin_llm.transcript_pinyin_llm import as_dict
         from pinyin_llm.transcription import write_whole
@@ -59,14 +59,13 @@ class Transcriber:
         files = [str(name) for name in batch["file"]]
         options = {"batch_size": self.arguments.batch_size, "num_beams": self.arguments.num_beams}
         found = transcribe(self.model, self.processor, batch.get("audio", files), **options)
-        named = zip(files, map(str, batch["sound"]), found, strict=True)
-        digests = [{"sound": str(sound)} if sound else {} for sound in batch["sound"]]
-        named = zip(files, digests, found, strict=True)
-        rows = [as_dict(transcript) | {"file": name} | digest for name, digest, transcript in named]
-        # rows that are done again replace themselves
-        name = hashlib.sha256("\n".join(f"{row['file']} {row.get('sound', '')}" for row in rows).encode()).hexdigest()[
-            :16
+        named = [
+            {"file": file, "sound": str(sound)} if sound else {"file": file}
+            for file, sound in zip(files, batch["sound"], strict=True)
         ]
+        rows = [as_dict(transcript) | names for names, transcript in zip(named, found, strict=True)]
+        # rows that are done again replace themselves
+        name = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_whole(Path(self.arguments.output, f"part-{name}.jsonl"), "\n".join(lines) + "\n")
         return {"sounds": [len(rows)], "failed": [sum("error" in row for row in rows)]}

@@ -60,10 +60,10 @@ def _load_adapters(language_model, folder, count: int, hub: dict) -> tuple[torch
         from peft import PeftModel, get_peft_model_state_dict
     except ImportError as error:
         raise ImportError(f"{folder} holds LoRA adapters, which need peft: pip install peft.") from error
-    adapters, within = [], hub.get("subfolder")
+    adapters = []
     for number in range(1, count + 1):
-        where = hub | {"subfolder": f"{within}/adapter_{number}" if within else f"adapter_{number}"}
-        adapted = PeftModel.from_pretrained(language_model, folder, **where)
+        place = "/".join(filter(None, (hub.get("subfolder"), f"adapter_{number}")))
+        adapted = PeftModel.from_pretrained(language_model, folder, **hub | {"subfolder": place})
         adapters.append(
             (adapted.peft_config["default"], get_peft_model_state_dict(adapted, save_embedding_layers=False))
         )

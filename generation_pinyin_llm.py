@@ -96,7 +96,7 @@ def convert_pinyin(model, processor, rows: list, batch_size: int = 32, **kwargs)
     def write(batch):
         return [written.text for written in write_characters(model, processor, processor(pinyin=batch), **kwargs)]
 
-    return _write_parts(parts, write, batch_size)
+    return list(map("".join, _in_parts(parts, write, batch_size)))
 
 
 def _cut_evenly(row: list) -> list[list]:
@@ -180,13 +180,13 @@ def transcribe_clips(model, processor, waveforms: list, batch_size: int = 8, **k
     def write(batch):
         return [written.text for written in write_speech(model, processor, batch, **kwargs)]
 
-    return _write_parts(pieces, write, batch_size)
+    return list(map("".join, _in_parts(pieces, write, batch_size)))
 
 
-def _write_parts(rows: list[list], write, batch_size: int) -> list[str]:
-    """Rows of parts -> the text of each row, its parts written apart and joined."""
-    texts = iter(_in_batches([part for parts in rows for part in parts], write, batch_size))
-    return ["".join(next(texts) for _ in parts) for parts in rows]
+def _in_parts(rows: list[list], work, batch_size: int) -> list[list]:
+    """Rows of parts -> what `work` gives for each part, row by row."""
+    results = iter(_in_batches([part for parts in rows for part in parts], work, batch_size))
+    return [[next(results) for _ in parts] for parts in rows]
 
 
 @torch.no_grad()
@@ -199,8 +199,7 @@ def hear_pinyin(model, processor, waveforms: list, batch_size: int = 8) -> list[
         slots = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
         return [[unit for unit in row if unit >= 0] for row in slots.pinyin["pinyin"].tolist()]
 
-    heard = iter(_in_batches([piece for clip in pieces for piece in clip], hear, batch_size))
-    return [list(chain.from_iterable(next(heard) for _ in clip)) for clip in pieces]
+    return [list(chain(*heard)) for heard in _in_parts(pieces, hear, batch_size)]
 
 
 def _in_batches(rows: list, work, batch_size: int) -> list:

@@ -374,8 +374,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             Token ids, prompt included, as in every decoder-only model.
         """
         plain = logits_processor is None and self._is_plain_greedy(kwargs)
+        config = kwargs.get("generation_config") or self.generation_config
         if placeholders := self._placeholders_in_vocabulary():
-            config = kwargs.get("generation_config") or self.generation_config
             suppressed = kwargs.get("suppress_tokens", config.suppress_tokens) or []
             kwargs["suppress_tokens"] = [*suppressed, *placeholders]
         slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
@@ -389,8 +389,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         if pinyin_constraint is not None:
             beams = self._searches_beams(kwargs)
             bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1], beams)
-            given = kwargs.get("generation_config") or self.generation_config
-            if beams and given.length_penalty is None:
+            if beams and config.length_penalty is None:
                 # a sum: by the mean, a character of three tokens would go before one of one token
                 kwargs.setdefault("length_penalty", 0.0)
             if plain:

@@ -10,24 +10,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from itertools import chain
 from pathlib import Path
 
 from pinyin_llm.model_card import SAMPLES, write_card
+from pinyin_llm.training import records_of
 
 
 PACKAGE = Path(__file__).parent
-RECORDS = ("run.json", "run_*.json")
-SETTINGS = (
-    "config.json",
-    "*_config.json",
-    "*.index.json",
-    "results.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-WEIGHTS = ("*.safetensors", "tokenizer.json", "vocab.json", "*.model", "*.jinja", "adapter_*/*")
-KEPT = (*RECORDS, *SETTINGS, *WEIGHTS, "card.yaml", "NOTICE")
+WEIGHTS = ("config.json", "*_config.json", "*.safetensors", "*.index.json", "adapter_*/*")
+TOKENIZER = ("tokenizer.json", "vocab.json", "special_tokens_map.json", "added_tokens.json", "*.model", "*.jinja")
+ORIGIN = ("run.json", "run_*.json", "results.json", "card.yaml", "NOTICE")
+KEPT = (*WEIGHTS, *TOKENIZER, *ORIGIN)
 OURS = (*KEPT, "*_pinyin_llm.py", "samples/*")  # what an earlier publication may have left and this one has no more
 TRY_OUT = """
 import sys
@@ -115,7 +108,7 @@ def assemble(folder: str, place: Path, repo_id: str, merge: bool = False, delta:
         if path.is_file():
             (place / path.relative_to(folder)).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, place / path.relative_to(folder))
-    for path in chain.from_iterable(map(place.glob, RECORDS)):
+    for path in records_of(place):
         record = json.loads(path.read_text("utf-8"))
         path.write_text(json.dumps(without_folders(record), ensure_ascii=False, indent=2) + "\n", "utf-8")
     if merge:

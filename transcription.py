@@ -139,8 +139,9 @@ def find_done(targets: dict[str, Path], folder: str) -> set[str]:
     made_of = dict(json.loads(line) for line in lines if line.endswith("]"))  # not one that a full disk cut off
     done = {sound for sound, target in targets.items() if target.exists()}
     for sound in sorted(done):
-        other = made_of.get(str(targets[sound].relative_to(folder)), os.path.realpath(sound))
-        if other != os.path.realpath(sound):
+        own = os.path.realpath(sound)
+        other = made_of.get(str(targets[sound].relative_to(folder)), own)
+        if other != own:
             hint = f"Give {sound} another -o DIR; if it was moved, remove {index}."
             raise ValueError(f"{targets[sound]} is the transcript of {other}. {hint}")
     return done

@@ -60,12 +60,13 @@ def _fingerprint(rows: Dataset, model, processor) -> str:
     A processor that was saved once has its class noted in the extractor, too (`auto_map`): to sound it is nothing.
     """
     log_mel = {name: value for name, value in processor.feature_extractor.to_dict().items() if name != "auto_map"}
-    digest = hashlib.sha256(f"{json.dumps(log_mel, indent=2, sort_keys=True)}\n".encode())
+    digest = hashlib.sha256(json.dumps(log_mel, sort_keys=True).encode())
     for tensor in model.audio_tower.state_dict().values():
         digest.update(tensor.detach().float().cpu().numpy().tobytes())
     for path in map(Path, rows["audio"]):
         found = path.stat() if path.is_file() else None
-        digest.update(f"{path} {found.st_size if found else -1} {found.st_mtime_ns if found else -1}\n".encode())
+        size, changed = (found.st_size, found.st_mtime_ns) if found else (-1, -1)
+        digest.update(f"{path} {size} {changed}\n".encode())
     return digest.hexdigest()[:16]
 
 

@@ -84,8 +84,9 @@ def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: 
     from pinyin_llm.optimizer import build_optimizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.output)
-    model = AutoModelForCausalLM.from_pretrained(arguments.output, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(arguments.output)
     if arguments.compile_language_model:
+        model.set_attn_implementation("eager")  # compiled, over half of a step is the way back of "sdpa" (docs/log.md)
         model.compile()
 
     def pack(lines: dict) -> dict:
