@@ -170,7 +170,8 @@ class PinyinLogitsProcessor(LogitsProcessor):
         beams, end = len(input_ids) // len(self.named), self.constraint.eos_token_id
         allowed = torch.full_like(scores, -torch.inf)
         places = {}
-        for index, tokens in enumerate(input_ids[:, self.prompt_length :]):
+        written = input_ids[:, self.prompt_length :].cpu()  # read a row at a time: on a GPU each look would wait for it
+        for index, tokens in enumerate(written):
             slot, *behind = self.constraint.progress(tokens)
             if slot >= len(self.named[index // beams]) or (tokens == end).any():
                 allowed[index, end] = 0.0

@@ -59,8 +59,8 @@ def hear(model, rows, width: int):
     from pinyin_llm.corpora.features import unpack
 
     for row in tqdm(rows, desc="hearing"):
-        hidden = unpack(row, width)[None]
-        frames = torch.tensor([hidden.shape[1]])
+        hidden = unpack(row, width)[None].to(model.device)
+        frames = torch.tensor([hidden.shape[1]], device=model.device)
         slots = model.multi_modal_projector(hidden, frames, model.pinyin_embeddings.weight)
         yield row["units"], [quantize(shares) for shares in slots.units[0][slots.filled[0]]]
 
