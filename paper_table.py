@@ -18,9 +18,10 @@ import shlex
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
@@ -312,16 +313,23 @@ def main(argv: list[str] | None = None) -> int:
     named = arguments.sections or recipe.get("only") or list(recipe["sections"])
     wanted = {name: recipe["sections"][name] for name in named}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
-    sections, _, settings = zip(*rows, strict=True)
     found_so_far: dict[str, dict] = {section: {} for section in wanted}
-    with ThreadPoolExecutor(runner.workers) as pool, tqdm(total=len(rows) * len(recipe["seeds"]), unit="run") as bar:
-        for seed in recipe["seeds"]:  # seed by seed, so that all rows can be compared early
-            runs = pool.map(run_row, repeat(recipe), sections, settings, *map(repeat, (data, runner, seed)))
-            for (section, name, _), (rate, found) in zip(rows, runs, strict=True):
-                add_seed(found_so_far[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
-                write_report(found_so_far, results)
-                bar.update()
+    pool, shared = ThreadPoolExecutor(runner.workers), (recipe, data, runner)
+    try:  # seed by seed, so that all rows can be compared early; the next seed's begin while this one's last are running
+        runs = [run_rows(pool, rows, shared, seed) for seed in recipe["seeds"]]
+        for (section, name, _), (rate, found) in tqdm(chain(*runs), total=len(rows) * len(runs), unit="run"):
+            add_seed(found_so_far[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
+            write_report(found_so_far, results)
+    finally:  # after an error the rows that wait are not begun
+        pool.shutdown(cancel_futures=True)
     return 0
+
+
+def run_rows(pool, rows: list[tuple], shared: tuple[dict, Data, Runner], seed: int) -> Iterator[tuple]:
+    """Hand all `rows` (section, name, settings) to the pool with one seed; (row, what `run_row` gave) in their order."""
+    recipe, data, runner = shared
+    runs = pool.map(lambda row: run_row(recipe, row[0], row[2], data, runner, seed), rows)
+    return zip(rows, runs, strict=True)
 
 
 def merge(base: dict, changes: dict) -> dict:
