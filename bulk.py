@@ -96,15 +96,15 @@ def name_sound(audio: dict, corpus: str) -> dict[str, str]:
     return {"file": audio["path"] or corpus, "sound": hashlib.sha256(audio["bytes"] or b"").hexdigest()[:16]}
 
 
-def read_done(output: Path) -> set[tuple[str, str]]:
-    """The `file` and `sound` of each row that the parts hold."""
+def read_done(output: Path) -> dict[tuple[str, str], bool]:
+    """The `file` and `sound` of each row that the parts hold, and whether it could not be read."""
     parts = [part.read_text("utf-8").split("\n") for part in sorted(output.glob("*.jsonl"))]
     rows = [json.loads(line) for part in parts for line in part if line]
-    return {(row["file"], row.get("sound", "")) for row in rows}
+    return {(row["file"], row.get("sound", "")): "error" in row for row in rows}
 
 
-def run(arguments: BulkArguments) -> tuple[int, int]:
-    """(sounds, failed) of what was not done before."""
+def run(arguments: BulkArguments) -> tuple[int, int, int]:
+    """(sounds, failed) of what was not done before, and how many had failed before."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -113,7 +113,8 @@ def run(arguments: BulkArguments) -> tuple[int, int]:
     ray.init(address=arguments.address, log_to_driver=False, **here)
     output = Path(arguments.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
-    rows = read_corpus(arguments.corpus, read_done(output))
+    done = read_done(output)
+    rows = read_corpus(arguments.corpus, set(done))
     parts = rows.repartition(target_num_rows_per_block=arguments.part).map_batches(
         Transcriber,
         fn_constructor_args=(replace(arguments, output=str(output)),),
@@ -125,7 +126,7 @@ def run(arguments: BulkArguments) -> tuple[int, int]:
         max_task_retries=-1,
     )
     counts = parts.take_all()
-    return sum(row["sounds"] for row in counts), sum(row["failed"] for row in counts)
+    return sum(row["sounds"] for row in counts), sum(row["failed"] for row in counts), sum(done.values())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -135,9 +136,11 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     corpus = ["--corpus", words.pop(0)] if words and not words[0].startswith("-") else []
     (arguments,) = HfArgumentParser(BulkArguments, description=__doc__).parse_args_into_dataclasses([*corpus, *words])
-    sounds, failed = run(arguments)
+    sounds, failed, before = run(arguments)
     print(f"{sounds} sounds, {failed} of them could not be read; the texts are in {arguments.output}", file=sys.stderr)
-    return 1 if failed else 0
+    if before:
+        print(f"{before} could not be read before; to try them again, remove the lines with an error.", file=sys.stderr)
+    return 1 if failed or before else 0
 
 
 if __name__ == "__main__":

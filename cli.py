@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         except (ImportError, OSError, ValueError) as error:
             _say(f"error: {error}")
             return 2
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's, whose import takes seconds
+                raise
+            _say("error: the GPU's memory is full. Give a smaller --batch_size, or fewer --num_beams.")
+            return 2
         finally:
             gc.enable()
 

@@ -38,7 +38,9 @@ class TableArguments:
     work: str = field(default="data/table", metadata={"help": "Folder for texts, runs and hypotheses; may be large."})
     results: str = field(default="docs/results", metadata={"help": "Folder for the tables and the plot."})
     quick: bool = field(default=False, metadata={"help": "The recipe's quick settings; into RESULTS/quick."})
-    sections: list[str] | None = field(default=None, metadata={"help": "Only these; all when left out."})
+    sections: list[str] | None = field(
+        default=None, metadata={"help": "Only these; the others stay in the tables as they are."}
+    )
     speech: list[str] = field(default_factory=list, metadata={"help": "Further manifests to learn from."})
     tests: list[str] = field(default_factory=list, metadata={"help": "Further manifests to be tested on."})
     workers: int = field(default=1, metadata={"help": "Rows that run side by side; each gets its share of the cores."})
@@ -313,7 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     named = arguments.sections or recipe.get("only") or list(recipe["sections"])
     wanted = {name: recipe["sections"][name] for name in named}
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
-    found_so_far: dict[str, dict] = {section: {} for section in wanted}
+    found_so_far: dict[str, dict] = {section: {} for section in recipe["sections"]}
     pool, shared = ThreadPoolExecutor(runner.workers), (recipe, data, runner)
     try:  # seed by seed, so that all rows can be compared early; the next seed's begin while this one's last are running
         runs = [run_rows(pool, rows, shared, seed) for seed in recipe["seeds"]]

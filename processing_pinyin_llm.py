@@ -91,6 +91,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
         pinyin: str | list | None = None,
         sampling_rate: int | None = None,
         padding_side: str = "left",
+        padding: bool | str = True,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Prompts for speech or for pinyin, with answers to learn from if `text` is given.
@@ -112,6 +113,10 @@ class PinyinLlamaProcessor(ProcessorMixin):
             AudioError: Audio that cannot be read.
             PinyinError: A syllable that does not exist.
         """
+        if padding not in (True, "longest"):
+            raise ValueError(
+                f"padding must be True or 'longest', found {padding!r}: rows are as long as the longest one."
+            )
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', found {return_tensors!r}.")
         if (audio is None) == (pinyin is None):

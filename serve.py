@@ -70,13 +70,21 @@ class Batcher:
     def _work(self) -> None:
         while jobs := self._next_batch():
             jobs.sort(key=lambda job: len(job[0]))  # the short ones need not wait for the long ones
-            sounds, waiting = [sound for sound, _ in jobs], [future for _, future in jobs]
-            try:
-                for transcript in transcribe(self.model, self.processor, sounds, self.batch_size):
-                    waiting.pop(0).set_result(transcript)
-            except Exception as error:  # whatever it is, those who wait must hear of it, and the next are served
-                for future in waiting:
-                    future.set_exception(error)
+            self._transcribe(jobs)
+
+    def _transcribe(self, jobs: list[tuple[bytes, Future]]) -> None:
+        """Answer them all: where a batch fails each alone, and whatever it is that fails then, who waits must hear of it."""
+        waiting = list(jobs)
+        try:
+            for transcript in transcribe(self.model, self.processor, [sound for sound, _ in jobs], self.batch_size):
+                waiting[0][1].set_result(transcript)
+                waiting.pop(0)
+        except Exception as error:
+            for job in waiting:
+                if len(jobs) == 1:
+                    job[1].set_exception(error)
+                else:
+                    self._transcribe([job])
 
     def _next_batch(self) -> list[tuple[bytes, Future]]:
         """Waits for one request and takes along what waits beside it; empty at the end."""

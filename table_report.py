@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -77,24 +78,33 @@ def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
 
 
 def write_report(results: dict[str, dict], folder: Path) -> None:
-    """Write table.json (every text), table.csv, table.md and, for the section `paper`, cer_by_text.png."""
+    """Write table.json, table.csv, table.md and, for the section `paper`, cer_by_text.png.
+
+    A section without rows, as one that was not asked for, keeps the lines that the folder's table has of it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [line for section, rows in results.items() for line in summarize(section, rows)]
-    (folder / "table.json").write_text(json.dumps(lines, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    path = folder / "table.json"
+    earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
+    tables = {
+        section: summarize(section, rows) if rows else [line for line in earlier if line["section"] == section]
+        for section, rows in results.items()
+    }
+    lines = list(chain(*tables.values()))
+    path.write_text(json.dumps(lines, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, HEADER, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    tables = [INTRODUCTION.rstrip(), *(_markdown(section, lines) for section in results)]
-    (folder / "table.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
-    if results.get("paper"):
+    parts = [INTRODUCTION.rstrip(), *(_markdown(section, own) for section, own in tables.items() if own)]
+    (folder / "table.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    if tables.get("paper"):
         plot(lines, folder / "cer_by_text.png")
 
 
 def _markdown(section: str, lines: list[dict]) -> str:
     from tabulate import tabulate
 
-    own = [list(line.values())[1:] for line in lines if line["section"] == section]
+    own = [list(line.values())[1:] for line in lines]
     return f"## {section}\n\n" + tabulate(own, headers=HEADER[1:], tablefmt="github", disable_numparse=True)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import build_model, save_folder, tone
 from safetensors.torch import load_file
 
@@ -101,6 +102,15 @@ class TestTranscribe:
         assert lines[1]
         assert talk.count("warning") == 1
         assert "silent.wav: silent" in talk
+
+    def test_full_gpu_is_said(self, run, sounds, monkeypatch):
+        def fill(*args, **kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr("pinyin_llm.pipeline_pinyin_llm.write_speech", fill)
+        code, lines, talk = run("transcribe", sounds["short.wav"])
+        assert (code, lines) == (2, [])
+        assert "smaller --batch_size" in talk
 
     def test_noise_in_which_nothing_is_heard_warns(self, run, sounds, monkeypatch):
         write_nothing = lambda model, processor, clips, **_: [Written("") for _ in clips]  # noqa: E731

@@ -11,7 +11,7 @@ from pinyin_llm import paper_table
 from pinyin_llm.corpora import prepare
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.corpora.pack import pack
-from pinyin_llm.table_report import add_seed, summarize
+from pinyin_llm.table_report import add_seed, summarize, write_report
 
 
 SAID = SENTENCES[:4]  # in the clips of `parts`
@@ -175,3 +175,15 @@ def test_another_seed_is_no_other_utterance():
     found = {"a": [("一二三四", "一二三四"), ("一二三四", "五六七八")]}
     (one,), (three,) = (summarize("paper", {"row": result(*[found] * times)}) for times in (1, 3))
     assert (one["low"], one["high"]) == (three["low"], three["high"]) == ("0.0", "100.0")
+
+
+def test_section_that_was_not_asked_for_stays_in_the_table(tmp_path):
+    one, other = ({"row": result({"a": [("一二", "一二")]})}, {"row": result({"a": [("一二", "三四")]})})
+    write_report({"paper": one, "units": other, "gone": one}, tmp_path)
+    write_report({"paper": {}, "units": one, "new": {}}, tmp_path)
+    with (tmp_path / "table.csv").open(encoding="utf-8") as lines:
+        assert [(line["section"], line["CER %"]) for line in csv.DictReader(lines)] == [
+            ("paper", "0.0"),
+            ("units", "0.0"),
+        ]
+    assert "## new" not in (tmp_path / "table.md").read_text("utf-8")

@@ -89,6 +89,7 @@ def test_file_bytes_array_and_stereo_are_one_sound(processor, tmp_path):
         ({"pinyin": ["ni3", " ' "]}, 'found " \' "'),
         ({"pinyin": ["ni3", "hao3"], "text": ["你"]}, "1 texts for 2 rows"),
         ({"pinyin": "ni3", "return_tensors": "np"}, "'np'"),
+        ({"pinyin": "ni3", "padding": "max_length"}, "'max_length'"),
     ],
 )
 def test_impossible_calls_are_explained(processor, call, message):

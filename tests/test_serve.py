@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import soundfile
 from conftest import build_model, free_port, save_folder, tone
 from openai import APITimeoutError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
+from pinyin_llm import serve
+from pinyin_llm.transcript_pinyin_llm import Transcript
 from pinyin_llm.transcription import MINI_MODEL
 
 
@@ -159,3 +161,21 @@ def test_shutdown_answers_what_is_under_way(slow):
         process.send_signal(signal.SIGTERM)
         assert asked.result(timeout=60).text
         assert process.wait(60) == -signal.SIGTERM  # uvicorn ends itself by the signal, after all is done
+
+
+def test_what_fails_in_a_batch_fails_alone(monkeypatch):
+    def transcribe(model, processor, sounds, batch_size):
+        if b"bad" in sounds:
+            raise RuntimeError("bad")
+        return [Transcript(sound) for sound in sounds]
+
+    monkeypatch.setattr(serve, "transcribe", transcribe)
+    batcher = serve.Batcher(None, None, batch_size=8, most_waiting=8)
+    with batcher.waiting.mutex:  # so that all three are taken together
+        futures = [Future() for _ in range(3)]
+        batcher.waiting.queue.extend(zip([b"one", b"bad", b"two"], futures, strict=True))
+        batcher.waiting.not_empty.notify()
+    one, bad, two = futures
+    assert (one.result(10).source, two.result(10).source) == (b"one", b"two")
+    assert str(bad.exception(10)) == "bad"
+    batcher.close()
