@@ -29,25 +29,21 @@ class DataArguments:
 def read_pairs(arguments: DataArguments, units):
     """Sentences -> a dataset of `characters`, their `units`, `length` and `copy`, and the counts for the record.
 
-    A corpus stays on disk, and what is counted is counted there: a hundred million characters take 0.1 GB more memory than
-    one million (benchmarks/pairs.py).
+    A corpus stays on disk, and what is counted is counted there (benchmarks/pairs.py).
     """
-    import pyarrow.compute as pc
     from datasets import concatenate_datasets
-
-    def total(column) -> int:
-        return pc.sum(column, min_count=0).as_py()
 
     parts, counts = [], Counter()
     for text in arguments.texts:
         path, times = re.fullmatch(r"(.+?)(?:@(\d+))?", text).groups()
         read, times = _read_file(path, units, arguments), int(times or 1)
-        length, fits = read.data["length"], read.data["fits"]
-        counts["sentences"] += times * total(fits)
-        counts["characters"] += times * total(pc.multiply(length, fits.cast("int64")))
-        counts["without_han"] += total(pc.equal(length, 0))
-        counts["too_long"] += total(pc.greater(length, arguments.most_characters))
-        counts["other_letters_left_out"] += total(read.data["foreign"])
+        for batch in read.data.table.to_batches():  # one by one: whole columns of a large corpus would fill memory
+            length, fits, foreign = (batch[n].to_numpy(zero_copy_only=False) for n in ("length", "fits", "foreign"))
+            counts["sentences"] += times * int(fits.sum())
+            counts["characters"] += times * int(length[fits].sum())
+            counts["without_han"] += int((length == 0).sum())
+            counts["too_long"] += int((length > arguments.most_characters).sum())
+            counts["other_letters_left_out"] += int(foreign.sum())
         parts += [_choose_fitting(read, copy) for copy in range(times)]
     if counts["other_letters_left_out"]:
         print(f"{counts['other_letters_left_out']} lines lost digits or Latin letters: corpora/plain_text.py reads or cuts them.",

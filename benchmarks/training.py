@@ -4,7 +4,8 @@
 
 Each line is a process of its own; all learn from the same file, and the first steps are left out. "Plain" is what one
 writes first: a Trainer on the language model of the same shape in float32 and eager attention, shuffled rows padded to
-the longest, logits of every position; in stage 2 the encoder runs in every step. The share of the peak counts 6
+the longest, logits of every position; in stage 2 the encoder runs in every step, and in one line it is transformers' own,
+which takes windows of 30 s. The share of the peak counts 6
 operations a weight and token (stage 2, whose weights are frozen under LoRA: 4), against a bfloat16 matrix product
 measured in the same run.
 """
@@ -20,12 +21,15 @@ from collections import Counter
 import torch
 from memory import memory_of
 from tabulate import tabulate
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
 from pinyin_llm.arguments import ModelArguments
 from pinyin_llm.audio_pinyin_llm import load_waveform
+from pinyin_llm.configuration_pinyin_llm import num_encoder_frames
 from pinyin_llm.transcription import MINI_MODEL
 
 
@@ -137,10 +141,21 @@ def stage_2_compiled(output: str, data: str) -> None:
     stage_2_ours(output, data, compile_language_model=True)
 
 
-def stage_2_encoding(output: str, data: str, attention: str = "sdpa", **how) -> None:
+class WhisperWindows(WhisperEncoder):
+    """transformers' own encoder, which takes windows of 30 s."""
+
+    def forward(self, input_features, input_features_mask):
+        missing = 2 * self.embed_positions.num_embeddings - input_features.shape[-1]
+        hidden = super().forward(functional.pad(input_features, (0, missing))).last_hidden_state
+        return hidden[:, : num_encoder_frames(input_features.shape[-1])]
+
+
+def stage_2_encoding(output: str, data: str, attention: str = "sdpa", windows: bool = False, **how) -> None:
     """Sound files in, the encoder in every step."""
     processor = PinyinLlamaProcessor.from_pretrained(MINI_MODEL)
     model = PinyinLlamaForASR.from_pretrained(MINI_MODEL, dtype=torch.float32, attn_implementation=attention)
+    if windows:
+        model.audio_tower.__class__ = WhisperWindows  # the same weights
     model = train_asr.choose_trainable(model, ModelArguments(), train_asr.DataArguments([data]))
     rows, _ = train_asr.read_speech([data], processor.pinyin_tokenizer)
 
@@ -162,12 +177,17 @@ def stage_2_plain(output: str, data: str) -> None:
     stage_2_encoding(output, data, attention="eager")
 
 
+def stage_2_windows(output: str, data: str) -> None:
+    stage_2_encoding(output, data, attention="eager", windows=True, max_steps=WARM_UP + 4)  # each takes half a minute
+
+
 LINES = {  # the last of each stage is what the others are compared with
     "stage 1": {"ours": stage_1_ours, "ours, compiled": stage_1_compiled, "plain": stage_1_plain},
     "stage 2": {
         "ours, cached features": stage_2_ours,
         "ours, cached, compiled": stage_2_compiled,
         "bfloat16, encoder in every step": stage_2_bf16,
+        "plain, windows of 30 s": stage_2_windows,
         "plain, encoder in every step": stage_2_plain,
     },
 }
