@@ -122,8 +122,6 @@ def run(arguments: BulkArguments) -> tuple[int, int, int]:
         compute=ray.data.ActorPoolStrategy(size=arguments.workers),
         num_cpus=arguments.threads,
         num_gpus=arguments.gpus,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     counts = parts.take_all()
     return sum(row["sounds"] for row in counts), sum(row["failed"] for row in counts), sum(done.values())

@@ -5,9 +5,8 @@
 Each line is a process of its own; all learn from the same file, and the first steps are left out. "Plain" is what one
 writes first: a Trainer on the language model of the same shape in float32 and eager attention, shuffled rows padded to
 the longest, logits of every position; in stage 2 the encoder runs in every step, and in one line it is transformers' own,
-which takes windows of 30 s. The share of the peak counts 6
-operations a weight and token (stage 2, whose weights are frozen under LoRA: 4), against a bfloat16 matrix product
-measured in the same run.
+which takes windows of 30 s. The share of the peak counts 6 operations a weight and token (stage 2, whose weights are
+frozen under LoRA: 4), against a bfloat16 matrix product measured in the same run.
 """
 
 import argparse
