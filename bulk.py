@@ -124,7 +124,8 @@ def run(arguments: BulkArguments) -> tuple[int, int, int]:
         num_gpus=arguments.gpus,
     )
     counts = parts.take_all()
-    return sum(row["sounds"] for row in counts), sum(row["failed"] for row in counts), sum(done.values())
+    before = sum(failed and (bool(sound) or Path(file).exists()) for (file, sound), failed in done.items())
+    return sum(row["sounds"] for row in counts), sum(row["failed"] for row in counts), before
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,11 +50,6 @@ def main(argv: list[str] | None = None) -> int:
         except (ImportError, OSError, ValueError) as error:
             _say(f"error: {error}")
             return 2
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, whose import takes seconds
-                raise
-            _say("error: the GPU's memory is full. Give a smaller --batch_size, or fewer --num_beams.")
-            return 2
         finally:
             gc.enable()
 
@@ -302,12 +297,18 @@ def _load(arguments: argparse.Namespace) -> tuple:
 
 def _show_all(results: Iterable, show: Callable) -> int:
     """Show each result as it comes, and its error; the exit code."""
+    from torch import OutOfMemoryError
+
     done = failed = 0
-    for result in results:
-        show(result)
-        if result.error:
-            _say(f"error: {result.error}")
-        failed, done = failed + bool(result.error), done + (not result.error)
+    try:
+        for result in results:
+            show(result)
+            if result.error:
+                _say(f"error: {result.error}")
+            failed, done = failed + bool(result.error), done + (not result.error)
+    except OutOfMemoryError:
+        _say("error: the GPU's memory is full. Give fewer --num_beams, or of sounds a smaller --batch_size.")
+        failed += 1
     return 0 if not failed else 1 if done else 2
 
 

@@ -2,7 +2,7 @@
 
 python paper_table.py          # hours; given again, it goes on where it stopped
 python paper_table.py --quick  # to see it work: few steps, one seed, the first section
-python paper_table.py --recipe recipes/paper_table_aishell1.yaml \
+python paper_table.py --recipe recipes/paper_table_aishell1.yaml --results data/table_aishell1/results \
   --launcher "accelerate launch --config_file recipes/accelerate_8_gpus.yaml"
 
 A row differs from the recipe's base in what it names and in nothing else. A stage that two rows share is run once: its
@@ -321,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
         runs = [run_rows(pool, rows, shared, seed) for seed in recipe["seeds"]]
         for (section, name, _), (rate, found) in tqdm(chain(*runs), total=len(rows) * len(runs), unit="run"):
             add_seed(found_so_far[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
-            write_report(found_so_far, results)
+            write_report(found_so_far, results, data.recipe["tests"])
     finally:  # after an error the rows that wait are not begun
         pool.shutdown(cancel_futures=True)
     return 0

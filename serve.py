@@ -80,11 +80,10 @@ class Batcher:
                 waiting[0][1].set_result(transcript)
                 waiting.pop(0)
         except Exception as error:
-            for job in waiting:
-                if len(jobs) == 1:
-                    job[1].set_exception(error)
-                else:
-                    self._transcribe([job])
+            if len(jobs) == 1:
+                waiting.pop()[1].set_exception(error)
+        for job in waiting:  # only now: the error holds on to the memory of the batch
+            self._transcribe([job])
 
     def _next_batch(self) -> list[tuple[bytes, Future]]:
         """Waits for one request and takes along what waits beside it; empty at the end."""

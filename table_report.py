@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from statistics import mean, stdev
@@ -77,16 +78,19 @@ def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
     return lines
 
 
-def write_report(results: dict[str, dict], folder: Path) -> None:
+def write_report(results: dict[str, dict], folder: Path, tests: Iterable[str]) -> None:
     """Write table.json, table.csv, table.md and, for the section `paper`, cer_by_text.png.
 
-    A section without rows, as one that was not asked for, keeps the lines that the folder's table has of it.
+    A section without rows, as one that was not asked for, keeps the lines that the folder's table has of it: those that
+    know one of the test sets, for the sections of another recipe have the same names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.json"
     earlier = json.loads(path.read_text("utf-8")) if path.exists() else []
+    known = {line["section"] for line in earlier if line["test set"] in tests}
     tables = {
-        section: summarize(section, rows) if rows else [line for line in earlier if line["section"] == section]
+        section: summarize(section, rows)
+        or [line for line in earlier if line["section"] == section and section in known]
         for section, rows in results.items()
     }
     lines = list(chain(*tables.values()))

@@ -24,6 +24,7 @@ from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcesso
 from pinyin_llm.arguments import ModelArguments
 from pinyin_llm.delta_pinyin_llm import save_delta
 from pinyin_llm.optimizer import build_optimizer
+from pinyin_llm.sharding import is_shared_out, put_together
 
 
 # What makes a run: it may not change while the run goes on. Of a stage's own arguments, all but these:
@@ -186,6 +187,8 @@ class PinyinTrainer(Trainer):
         return loss + super().compute_loss(model, replay) / parts
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        if is_shared_out(self):  # no process could write a character alone
+            return {}
         self.model.eval()
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
             metrics, samples = self.write()
@@ -200,15 +203,18 @@ class PinyinTrainer(Trainer):
 def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collator, write, counts: dict) -> None:
     """Train, or go on where a run was interrupted; then write out the evaluation, the model and the record.
 
+    Of several processes the main one writes. Where they share out the weights nothing is evaluated.
+
     Args:
         arguments: The ModelArguments first, the TrainingArguments last.
         rows: The dataset; `collator` makes its batches.
         write: See [`PinyinTrainer`].
         counts: What the data held and what was dropped, for the record.
     """
-    output_dir = arguments[-1].output_dir
+    output_dir, is_main = arguments[-1].output_dir, arguments[-1].process_index == 0
     checkpoint = arguments[-1].resume_from_checkpoint or resume_point(output_dir)
-    keep_arguments(output_dir, arguments)
+    if is_main:
+        keep_arguments(output_dir, arguments)
     if checkpoint:
         print(f"going on from {checkpoint}", file=sys.stderr)
     trainer = PinyinTrainer(
@@ -224,8 +230,12 @@ def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collato
     try:
         metrics = trainer.evaluate()
     finally:  # what was learned in hours is not lost to a clip that cannot be written out
-        save_model(model, processor, output_dir, arguments[0].save)
-    write_record(output_dir, arguments, counts, metrics)
+        if is_shared_out(trainer):
+            put_together(model, trainer.accelerator.get_state_dict(trainer.model_wrapped))
+        if is_main:
+            save_model(model, processor, output_dir, arguments[0].save)
+    if is_main:
+        write_record(output_dir, arguments, counts, metrics)
 
 
 def reach_of_answers(labels: torch.Tensor) -> int:

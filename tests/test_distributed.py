@@ -78,3 +78,47 @@ def test_another_number_of_processes_goes_on(runs, begun, ended):
     assert straight.keys() == mixed.keys()
     for name, tensor in straight.items():
         torch.testing.assert_close(mixed[name], tensor, atol=1e-3, rtol=0, msg=name)
+
+
+SHARE_OUT = """
+import sys
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
+from pinyin_llm.arguments import ModelArguments
+from pinyin_llm.sharding import put_together
+from pinyin_llm.train_p2c import choose_trainable
+from pinyin_llm.training import save_model
+
+source, target = sys.argv[1:]
+torch.distributed.init_process_group("gloo")
+torch.manual_seed(0)
+model = choose_trainable(PinyinLlamaForASR.from_pretrained(source), ModelArguments(lora=2, frozen_bf16=True))
+for name, parameter in model.named_parameters():
+    if parameter.requires_grad:
+        torch.nn.init.normal_(parameter, std=0.1)
+processor = PinyinLlamaProcessor.from_pretrained(source)
+if torch.distributed.get_world_size() > 1:
+    for layer in model.get_base_model().language_model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    put_together(model, get_model_state_dict(model, options=whole))
+if torch.distributed.get_rank() == 0:
+    save_model(model, processor, target)
+"""
+
+
+def test_weights_that_were_shared_out_are_saved_whole(tmp_path):
+    save_folder(build_model("mean"), tmp_path / "model")
+    for processes in (1, 2):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        script = tmp_path / "share_out.py"
+        script.write_text(SHARE_OUT, encoding="utf-8")
+        words = [sys.executable, *launch, script, tmp_path / "model", tmp_path / str(processes)]
+        run = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr[-3000:]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -179,11 +179,13 @@ def test_another_seed_is_no_other_utterance():
 
 def test_section_that_was_not_asked_for_stays_in_the_table(tmp_path):
     one, other = ({"row": result({"a": [("一二", "一二")]})}, {"row": result({"a": [("一二", "三四")]})})
-    write_report({"paper": one, "units": other, "gone": one}, tmp_path)
-    write_report({"paper": {}, "units": one, "new": {}}, tmp_path)
+    write_report({"paper": one, "units": other, "gone": one}, tmp_path, ["a"])
+    write_report({"paper": {}, "units": one, "new": {}}, tmp_path, ["a", "b"])
     with (tmp_path / "table.csv").open(encoding="utf-8") as lines:
         assert [(line["section"], line["CER %"]) for line in csv.DictReader(lines)] == [
             ("paper", "0.0"),
             ("units", "0.0"),
         ]
     assert "## new" not in (tmp_path / "table.md").read_text("utf-8")
+    write_report({"paper": {}, "units": result({"c": [("一二", "一二")]})}, tmp_path, ["c"])  # another recipe's
+    assert "## paper" not in (tmp_path / "table.md").read_text("utf-8")
