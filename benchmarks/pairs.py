@@ -31,7 +31,7 @@ def enlarge(source: Path, characters: int, target: Path) -> None:
 
 
 class Peak(threading.Thread):
-    """The largest anonymous memory of this process and its children, five times a second."""
+    """The largest anonymous memory of this process and its children, once a second: to look at all takes a hundredth of one."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -39,7 +39,7 @@ class Peak(threading.Thread):
 
     def run(self):
         me = psutil.Process(os.getpid())
-        while not self.over.wait(0.2):
+        while not self.over.wait(1):
             for process in (me, *me.children(recursive=True)):
                 try:
                     memory = process.memory_info()

@@ -187,5 +187,7 @@ def test_section_that_was_not_asked_for_stays_in_the_table(tmp_path):
             ("units", "0.0"),
         ]
     assert "## new" not in (tmp_path / "table.md").read_text("utf-8")
-    write_report({"paper": {}, "units": result({"c": [("一二", "一二")]})}, tmp_path, ["c"])  # another recipe's
+    write_report(
+        {"paper": {}, "units": {"row": result({"c": [("一二", "一二")]})}}, tmp_path, ["c"]
+    )  # another recipe's
     assert "## paper" not in (tmp_path / "table.md").read_text("utf-8")
