@@ -236,6 +236,8 @@ def learn(model, processor: PinyinLlamaProcessor, arguments: list, rows, collato
             save_model(model, processor, output_dir, arguments[0].save)
     if is_main:
         write_record(output_dir, arguments, counts, metrics)
+    trainer.accelerator.wait_for_everyone()  # a process that ended while another wrote was aborted by gloo
+    trainer.accelerator.end_training()
 
 
 def reach_of_answers(labels: torch.Tensor) -> int:
