@@ -77,11 +77,12 @@ class Batcher:
         waiting = list(jobs)
         try:
             for transcript in transcribe(self.model, self.processor, [sound for sound, _ in jobs], self.batch_size):
-                waiting[0][1].set_result(transcript)
-                waiting.pop(0)
+                waiting.pop(0)[1].set_result(transcript)
         except Exception as error:
             if len(jobs) == 1:
-                waiting.pop()[1].set_exception(error)
+                for _, future in waiting:
+                    future.set_exception(error)
+                return
         for job in waiting:  # only now: the error holds on to the memory of the batch
             self._transcribe([job])
 

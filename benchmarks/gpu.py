@@ -235,8 +235,8 @@ def keep_features(system: System, inputs: dict) -> dict:
     return kept | {"audio_hidden_states": system.model.audio_tower(features, mask), "logits_to_keep": ANSWER + 1}
 
 
-def measure_training(name: str, step, rows: int, rate: float, work: int) -> list:
-    """A line of the table."""
+def measure_training(name: str, step, rows: int, rate: float, work: int) -> tuple[list, float]:
+    """A line of the table, and the seconds of a step."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     time_taken = seconds_of(step)
@@ -252,7 +252,7 @@ def measure_training(name: str, step, rows: int, rate: float, work: int) -> list
         f"{memory:.0f}",
     ]
     report(line)
-    return line
+    return line, time_taken
 
 
 def compare_training(systems: dict, rates: tuple, arguments) -> None:
@@ -275,8 +275,9 @@ def compare_training(systems: dict, rates: tuple, arguments) -> None:
     for rows in sizes:
         step, same = step_of(our_model, kept[rows]), work["ours, cached features", rows]
         lines.append(measure_training("ours, cached, compiled", step, rows, rates[0], same))
-    peers = {line[1]: float(line[2]) for line in lines if line[0] == "glmasr"}
-    lines = [[*line, f"{float(line[2]) / peers[line[1]]:.2f}"] for line in sorted(lines, key=lambda line: line[1])]
+    lines.sort(key=lambda measured: measured[0][1])  # by rows
+    peers = {line[1]: taken for line, taken in lines if line[0] == "glmasr"}
+    lines = [[*line, f"{peers[line[1]] / taken:.2f}"] for line, taken in lines]
     show(lines, ["stage 2", "rows", "steps/s", "examples/s", "TFLOP", "share of peak", "GiB a step", "times glmasr"])
 
 

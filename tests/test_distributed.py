@@ -112,10 +112,10 @@ if torch.distributed.get_rank() == 0:
 
 def test_weights_that_were_shared_out_are_saved_whole(tmp_path):
     save_folder(build_model("mean"), tmp_path / "model")
+    script = tmp_path / "share_out.py"
+    script.write_text(SHARE_OUT, encoding="utf-8")
     for processes in (1, 2):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        script = tmp_path / "share_out.py"
-        script.write_text(SHARE_OUT, encoding="utf-8")
         words = [sys.executable, *launch, script, tmp_path / "model", tmp_path / str(processes)]
         run = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr[-3000:]
