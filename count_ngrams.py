@@ -3,8 +3,8 @@
 python -m pinyin_llm.count_ngrams --texts data/text/clean/*.txt --model data/mini-bridge
 """
 
-import fileinput
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,22 @@ class CountArguments:
     least: int = field(default=2, metadata={"help": "Three characters that came together less often are forgotten."})
 
 
+def read_lines(files: list[str]) -> Iterator[str]:
+    """The lines of text files, one file after the other.
+
+    Raises:
+        ValueError: The file that is not in UTF-8.
+    """
+    for file in files:
+        try:
+            with open(file, encoding="utf-8-sig") as lines:
+                yield from (line.rstrip("\n") for line in lines)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{file}: expected UTF-8, found something else ({error}). Convert it with iconv."
+            ) from error
+
+
 def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
@@ -27,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not Path(arguments.model, "config.json").is_file():
             raise ValueError(f"{arguments.model}: expected the folder of a model, found no config.json in it.")
-        with fileinput.input(arguments.texts, encoding="utf-8") as lines:
-            ngrams = CharacterNgrams.from_lines((line.rstrip("\n") for line in lines), arguments.least)
+        ngrams = CharacterNgrams.from_lines(read_lines(arguments.texts), arguments.least)
         ngrams.save(Path(arguments.model, FILE_NAME))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -14,13 +14,28 @@ from itertools import accumulate, chain
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from .constraint_pinyin_llm import PinyinLogitsProcessor, Place
 
 
 WINDOW = 16  # tokens that a pass reads ahead: in long answers what lies further off is read again anyway
+SAYS_NOTHING_OF_DECODING = {"_from_model_config", "transformers_version", "use_cache", "cache_implementation"}
+SAYS_NOTHING_OF_DECODING |= {
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "output_attentions",
+    "output_hidden_states",
+}
 Answer = list[tuple[int, ...]]  # the tokens of each slot's character
+
+
+def is_plain_greedy(generation_config: GenerationConfig, kwargs: dict) -> bool:
+    """Whether the configuration and the arguments of a call ask for nothing but the likeliest tokens."""
+    asked = generation_config.to_diff_dict() | {name: value for name, value in kwargs.items() if value is not None}
+    asked = {name: value for name, value in asked.items() if name not in SAYS_NOTHING_OF_DECODING}
+    return asked.items() <= {"num_beams": 1, "do_sample": False}.items()
 
 
 def write_in_passes(model, input_ids: torch.Tensor, inputs_embeds, attention_mask, bound: PinyinLogitsProcessor):

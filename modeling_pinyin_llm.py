@@ -19,20 +19,12 @@ from transformers.utils.deprecation import deprecate_kwarg
 from .audio_tower_pinyin_llm import PinyinLlamaAudioTower
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
 from .delta_pinyin_llm import load_delta, name_base, read_delta_config
-from .drafting_pinyin_llm import write_in_passes
+from .drafting_pinyin_llm import is_plain_greedy, write_in_passes
 from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
 
 
 PROJECTORS = {"pooling": PoolingProjector, "pinyin_bridge": PinyinBridge}
 TOKENS_A_CHARACTER = 3  # UTF-8 bytes of a Han character that the tokenizer does not know
-SAYS_NOTHING_OF_DECODING = {"_from_model_config", "transformers_version", "use_cache", "cache_implementation"}
-SAYS_NOTHING_OF_DECODING |= {
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "output_attentions",
-    "output_hidden_states",
-}
 AUTO_MAP = {
     "AutoConfig": "configuration_pinyin_llm.PinyinLlamaConfig",
     "AutoModel": "modeling_pinyin_llm.PinyinLlamaForASR",
@@ -278,44 +270,57 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
         heard = slots.get(self.config.audio_token_id)
         values = dict(heard.pinyin) if heard is not None else {}
-        if pinyin_labels is not None:
-            if heard is None or heard.log_probs is None:
-                raise ValueError(
-                    "pinyin_labels teach the bridge what speech says: expected input_features and "
-                    f"projector_type='pinyin_bridge', found {'no speech' if heard is None else 'a pooling projector'}."
-                )
-            values["ctc_loss"] = self.multi_modal_projector.ctc_loss(
-                heard.log_probs, heard.frames, pinyin_labels, kwargs.get("num_items_in_batch")
-            )
         if input_ids is not None or inputs_embeds is not None:
             if inputs_embeds is None:
                 inputs_embeds, attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
-            if self.training and attention_mask is not None and labels is not None:
-                inputs_embeds, attention_mask, labels = drop_empty(attention_mask, inputs_embeds, labels)
-            if position_ids is None and attention_mask is not None and cache is None:
-                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-            if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
-                labels = labels[:, -logits_to_keep:]
-            if self.training and attention_mask is not None and attention_mask.all():
-                attention_mask = None  # equal lengths: attention without a mask is faster
-            text = self.language_model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
+            values |= self._read(
+                inputs_embeds,
+                attention_mask,
+                labels,
+                position_ids,
                 cache=cache,
-                labels=labels,
                 logits_to_keep=logits_to_keep,
-                return_dict=True,
                 **kwargs,
             )
-            for name in ("loss", "logits", "cache", "hidden_states", "attentions"):
-                values[name] = text.get(name)
-            if self.training and labels is not None:
-                del values["logits"]  # the largest tensor of the step, and mixed precision would copy it to float32
         if pinyin_labels is not None:
+            values["ctc_loss"] = self._ctc_loss(heard, pinyin_labels, kwargs.get("num_items_in_batch"))
             weighted = self.config.ctc_loss_weight * values["ctc_loss"]
             values["loss"] = weighted if values.get("loss") is None else values["loss"] + weighted
         return PinyinLlamaOutput(**values)
+
+    def _read(self, inputs_embeds, attention_mask, labels, position_ids, cache, logits_to_keep, **kwargs) -> dict:
+        """The language model's part of `forward`, as fields of its output."""
+        if self.training and attention_mask is not None and labels is not None:
+            inputs_embeds, attention_mask, labels = drop_empty(attention_mask, inputs_embeds, labels)
+        if position_ids is None and attention_mask is not None and cache is None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
+            labels = labels[:, -logits_to_keep:]
+        if self.training and attention_mask is not None and attention_mask.all():
+            attention_mask = None  # equal lengths: attention without a mask is faster
+        text = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            return_dict=True,
+            **kwargs,
+        )
+        values = {name: text.get(name) for name in ("loss", "logits", "cache", "hidden_states", "attentions")}
+        if self.training and labels is not None:
+            del values["logits"]  # the largest tensor of the step, and mixed precision would copy it to float32
+        return values
+
+    def _ctc_loss(self, heard: AudioSlots | None, pinyin_labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+        """The bridge's loss on the units spoken, (B, N) with -100 for none."""
+        if heard is None or heard.log_probs is None:
+            raise ValueError(
+                "pinyin_labels teach the bridge what speech says: expected input_features and "
+                f"projector_type='pinyin_bridge', found {'no speech' if heard is None else 'a pooling projector'}."
+            )
+        return self.multi_modal_projector.ctc_loss(heard.log_probs, heard.frames, pinyin_labels, num_items_in_batch)
 
     def _placeholders_in_vocabulary(self) -> list[int]:
         """Placeholders that could be written: some language models have more rows than their tokenizer has tokens."""
@@ -326,12 +331,6 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         given = kwargs.get("generation_config") or self.generation_config
         sources = (kwargs, vars(given), vars(self.generation_config))
         return any(source.get(name) is not None for source in sources for name in ("max_new_tokens", "max_length"))
-
-    def _is_plain_greedy(self, kwargs: dict) -> bool:
-        """Whether the call and the generation config ask for nothing but the likeliest tokens."""
-        asked = self.generation_config.to_diff_dict() | {name: v for name, v in kwargs.items() if v is not None}
-        asked = {name: value for name, value in asked.items() if name not in SAYS_NOTHING_OF_DECODING}
-        return asked.items() <= {"num_beams": 1, "do_sample": False}.items()
 
     def _searches_beams(self, kwargs: dict) -> bool:
         config = kwargs.get("generation_config") or self.generation_config
@@ -373,7 +372,7 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         Returns:
             Token ids, prompt included, as in every decoder-only model.
         """
-        plain = logits_processor is None and self._is_plain_greedy(kwargs)
+        plain = logits_processor is None and is_plain_greedy(self.generation_config, kwargs)
         config = kwargs.get("generation_config") or self.generation_config
         if placeholders := self._placeholders_in_vocabulary():
             suppressed = kwargs.get("suppress_tokens", config.suppress_tokens) or []

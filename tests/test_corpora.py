@@ -350,16 +350,17 @@ def test_damaged_and_too_large_archives_leave_nothing(tmp_path, monkeypatch, cap
     assert list(tmp_path.iterdir()) == [archive]
 
 
-def test_manifest_as_a_spreadsheet_saves_it(tmp_path):
+def test_manifest_as_a_spreadsheet_saves_it(tmp_path, capsys):
     """With a byte order mark and Windows' line ends; and one that holds no row yet."""
     rows = "file\ttext\r\nmy clip 1.wav\t你好\r\nother.wav\t上海\r\n"
     (tmp_path / "manifest.tsv").write_text(rows, encoding="utf-8-sig", newline="")
-    (tmp_path / "names.txt").write_text("my clip 1.wav\r\n", encoding="utf-8-sig", newline="")
+    (tmp_path / "names.txt").write_text("my clip 1.wav\r\nmy clip 2.wav\r\n", encoding="utf-8-sig", newline="")
     assert read_manifest(tmp_path / "manifest.tsv")["text"][:] == ["你好", "上海"]
     assert (
         manifest.main(["--manifests", str(tmp_path / "manifest.tsv"), "--held_out", str(tmp_path / "names.txt")]) == 0
     )
     assert read_manifest(tmp_path / "held_out.tsv")["id"][:] == ["my clip 1"]
+    assert "1 of 2 names are in no manifest, as my clip 2.wav" in capsys.readouterr().err
     write(tmp_path / "manifest.tsv", "file\ttext\n")
     assert read_manifest(tmp_path / "manifest.tsv")["seconds"][:] == []
 

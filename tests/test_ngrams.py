@@ -109,6 +109,9 @@ def test_folder_keeps_them(processor, tmp_path, capsys):
     (tmp_path / "empty.txt").write_text("")
     assert count_ngrams.main([*words, str(tmp_path / "empty.txt")]) == 2
     assert "found none" in capsys.readouterr().err
+    (tmp_path / "gbk.txt").write_text("今天天气很好", encoding="gbk")
+    assert count_ngrams.main([*words, str(tmp_path / "text.txt"), str(tmp_path / "gbk.txt")]) == 2
+    assert "gbk.txt: expected UTF-8" in capsys.readouterr().err
     assert (tmp_path / "model" / FILE_NAME).read_bytes() == before
     assert count_ngrams.main(["--model", str(tmp_path / "modle"), "--texts", str(tmp_path / "text.txt")]) == 2
     assert "expected the folder of a model" in capsys.readouterr().err
