@@ -109,6 +109,13 @@ class PinyinLlamaConfig(PreTrainedConfig):
         except StrictDataclassError as error:
             raise ValueError(f"{name}, config.json: {' '.join(str(error).split())}.") from error
 
+    def to_dict(self) -> dict:
+        """As in transformers, without where the parts were loaded from: mostly a folder of somebody's machine."""
+        known = super().to_dict()
+        for part in ("audio_config", "text_config"):
+            known[part].pop("_name_or_path", None)
+        return known
+
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here it is a ValueError; as a validator alone, an error of huggingface_hub

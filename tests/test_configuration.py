@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import build_config
+from transformers import AutoConfig
 
 from pinyin_llm import PinyinLlamaConfig
 from pinyin_llm.configuration_pinyin_llm import RELEASE, num_audio_slots, num_encoder_frames
@@ -11,6 +12,14 @@ def test_reload_keeps_every_number(tmp_path):
     config = build_config("pinyin_bridge", projector_stride=3, ctc_loss_weight=0.25)
     config.save_pretrained(tmp_path)
     assert PinyinLlamaConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_folders_of_the_parts_stay_private(tmp_path):
+    config = build_config("mean")
+    config.text_config.save_pretrained(tmp_path / "llama of mine")
+    text_config = AutoConfig.from_pretrained(tmp_path / "llama of mine")
+    build_config("mean", text_config=text_config).save_pretrained(tmp_path)
+    assert "llama of mine" not in (tmp_path / "config.json").read_text()
 
 
 def test_defaults_are_the_papers_size():
