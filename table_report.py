@@ -82,7 +82,7 @@ def write_report(results: dict[str, dict], folder: Path, tests: Iterable[str]) -
     """Write table.json, table.csv, table.md and, for the section `paper`, cer_by_text.png.
 
     A section without rows, as one that was not asked for, keeps the lines that the folder's table has of it: those that
-    know one of the test sets, for the sections of another recipe have the same names.
+    know one of the test sets, for the sections of another recipe have the same names. Their titles say so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.json"
@@ -99,17 +99,18 @@ def write_report(results: dict[str, dict], folder: Path, tests: Iterable[str]) -
         writer = csv.DictWriter(file, HEADER, lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-    parts = [INTRODUCTION.rstrip(), *(_markdown(section, own) for section, own in tables.items() if own)]
+    titles = {section: section if rows else f"{section} (of an earlier run)" for section, rows in results.items()}
+    parts = [INTRODUCTION.rstrip(), *(_markdown(titles[section], own) for section, own in tables.items() if own)]
     (folder / "table.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     if tables.get("paper"):
         plot(lines, folder / "cer_by_text.png")
 
 
-def _markdown(section: str, lines: list[dict]) -> str:
+def _markdown(title: str, lines: list[dict]) -> str:
     from tabulate import tabulate
 
     own = [list(line.values())[1:] for line in lines]
-    return f"## {section}\n\n" + tabulate(own, headers=HEADER[1:], tablefmt="github", disable_numparse=True)
+    return f"## {title}\n\n" + tabulate(own, headers=HEADER[1:], tablefmt="github", disable_numparse=True)
 
 
 def plot(lines: list[dict], path: Path) -> None:
