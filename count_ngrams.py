@@ -4,8 +4,8 @@ python -m pinyin_llm.count_ngrams --texts data/text/clean/*.txt --model data/min
 """
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 
@@ -18,32 +18,18 @@ class CountArguments:
     least: int = field(default=2, metadata={"help": "Three characters that came together less often are forgotten."})
 
 
-def read_lines(files: list[str]) -> Iterator[str]:
-    """The lines of text files, one file after the other.
-
-    Raises:
-        ValueError: The file that is not in UTF-8.
-    """
-    for file in files:
-        try:
-            with open(file, encoding="utf-8-sig") as lines:
-                yield from (line.rstrip("\n") for line in lines)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file}: expected UTF-8, found something else ({error}). Convert it with iconv."
-            ) from error
-
-
 def main(argv: list[str] | None = None) -> int:
     from transformers import HfArgumentParser
 
     (arguments,) = HfArgumentParser(CountArguments).parse_args_into_dataclasses(argv)
     from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
+    from pinyin_llm.scoring import read_lines
 
     try:
         if not Path(arguments.model, "config.json").is_file():
             raise ValueError(f"{arguments.model}: expected the folder of a model, found no config.json in it.")
-        ngrams = CharacterNgrams.from_lines(read_lines(arguments.texts), arguments.least)
+        lines = chain.from_iterable(map(read_lines, arguments.texts))
+        ngrams = CharacterNgrams.from_lines(lines, arguments.least)
         ngrams.save(Path(arguments.model, FILE_NAME))
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

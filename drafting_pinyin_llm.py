@@ -20,8 +20,11 @@ from .constraint_pinyin_llm import PinyinLogitsProcessor, Place
 
 
 WINDOW = 16  # tokens that a pass reads ahead: in long answers what lies further off is read again anyway
-SAYS_NOTHING_OF_DECODING = {"_from_model_config", "transformers_version", "use_cache", "cache_implementation"}
-SAYS_NOTHING_OF_DECODING |= {
+SAYS_NOTHING_OF_DECODING = {
+    "_from_model_config",
+    "transformers_version",
+    "use_cache",
+    "cache_implementation",
     "bos_token_id",
     "eos_token_id",
     "pad_token_id",

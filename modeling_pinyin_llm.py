@@ -270,6 +270,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
         heard = slots.get(self.config.audio_token_id)
         values = dict(heard.pinyin) if heard is not None else {}
+        if pinyin_labels is not None:
+            values["ctc_loss"] = self._ctc_loss(heard, pinyin_labels, kwargs.get("num_items_in_batch"))
         if input_ids is not None or inputs_embeds is not None:
             if inputs_embeds is None:
                 inputs_embeds, attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
@@ -283,7 +285,6 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
                 **kwargs,
             )
         if pinyin_labels is not None:
-            values["ctc_loss"] = self._ctc_loss(heard, pinyin_labels, kwargs.get("num_items_in_batch"))
             weighted = self.config.ctc_loss_weight * values["ctc_loss"]
             values["loss"] = weighted if values.get("loss") is None else values["loss"] + weighted
         return PinyinLlamaOutput(**values)

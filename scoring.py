@@ -1,6 +1,7 @@
 """Character error rate as this package reports it: one normaliser, an interval, kinds of error, homophones."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -113,6 +114,19 @@ def score_each(references: list[str], hypotheses: list[str]) -> list[float]:
     return [score([said], [wrote]).cer if normalize_text(said) else math.nan for said, wrote in pairs]
 
 
+def read_lines(path: str | Path) -> Iterator[str]:
+    """The lines of a text file, without their ends or a byte order mark.
+
+    Raises:
+        ValueError: The file is not in UTF-8.
+    """
+    try:
+        with Path(path).open(encoding="utf-8-sig") as lines:
+            yield from (line.rstrip("\n") for line in lines)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, found something else ({error}). Convert it with iconv.") from error
+
+
 def read_texts(path: str | Path) -> dict[str, str]:
     """A tsv of file and text -> {file, as it is written there: text}.
 
@@ -122,11 +136,7 @@ def read_texts(path: str | Path) -> dict[str, str]:
     Raises:
         ValueError: A table that is not UTF-8, the line without a text column, or the file that comes twice.
     """
-    try:
-        with Path(path).open(encoding="utf-8-sig") as stream:
-            lines = [line.rstrip("\n") for line in stream]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, found something else ({error}). Convert it with iconv.") from error
+    lines = list(read_lines(path))
     file_column, text_column, first = 0, 1, 0
     header = lines[0].lower().split("\t") if lines else []
     if "text" in header and FILE_COLUMNS & set(header):

@@ -93,18 +93,18 @@ class SplitArguments:
     held_out: str = field(metadata={"help": "Names of files, one a line."})
 
 
-def split_manifest(path: Path, held_out: set[str]) -> tuple[int, set[str]]:
+def split_manifest(path: Path, held_out: set[str]) -> tuple[int, list[str]]:
     """Write the rows of `path` whose file is named to held_out.tsv beside it, the others to train.tsv.
 
     Returns:
-        How many are left to learn from; the files that are held out.
+        How many are left to learn from; the file of each row that is held out.
     """
     header, *rows = path.read_text(encoding="utf-8-sig").splitlines()
     kept_out = [row for row in rows if row.split("\t")[0] in held_out]
     rest = [row for row in rows if row.split("\t")[0] not in held_out]
     for name, part in (("train.tsv", rest), ("held_out.tsv", kept_out)):
         path.with_name(name).write_text("\n".join([header, *part]) + "\n", encoding="utf-8")
-    return len(rest), {row.split("\t")[0] for row in kept_out}
+    return len(rest), [row.split("\t")[0] for row in kept_out]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     for manifest in arguments.manifests:
         train, kept_out = split_manifest(Path(manifest), held_out)
         print(f"{manifest}: {train} rows to learn from, {len(kept_out)} held out")
-        met |= kept_out
+        met.update(kept_out)
     if unmet := held_out - met:  # a name with a slip in it would let its clip into training
         print(f"{len(unmet)} of {len(held_out)} names are in no manifest, as {min(unmet)}.", file=sys.stderr)
     return 0
