@@ -28,10 +28,10 @@ WHISPER := data/whisper-base/processor_config.json
 SPEECH := data/table/speech/counts.json
 
 table: $(INSTALLED) $(WHISPER) $(SPEECH) $(TABLE_TEXTS:%=data/text/clean/%.txt)
-	$(BIN)/python paper_table.py $(TABLE)
+	$(BIN)/python -m pinyin_llm.experiments.paper_table $(TABLE)
 
 $(WHISPER): | $(INSTALLED)
-	$(BIN)/python -m pinyin_llm.corpora.whisper_base --parts data/parts --output $(@D)
+	$(BIN)/python -m pinyin_llm.bases.whisper_base --parts data/parts --output $(@D)
 
 $(SPEECH): | $(INSTALLED)
 	$(BIN)/python -m pinyin_llm.corpora.prepare dataset --root speech --speaker_column speaker --output $(@D)

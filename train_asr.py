@@ -35,7 +35,7 @@ def read_speech(manifests: list[str], units):
     from datasets import concatenate_datasets
 
     from pinyin_llm.corpora.manifest import read_manifest
-    from pinyin_llm.text_normalization import han_only, read_aloud
+    from pinyin_llm.scoring.normalization import han_only, read_aloud
 
     def read(text):
         characters, ids = units.encode_characters(han_only(read_aloud(text)))
@@ -53,7 +53,7 @@ def groups_of(arguments: DataArguments) -> dict[str, tuple[list[str], dict]]:
     Raises:
         ValueError: Words where text is to be learned.
     """
-    from pinyin_llm.corpora.perturbation import changes_of
+    from pinyin_llm.training.perturbation import changes_of
 
     if arguments.learn == "text" and arguments.word_manifests:
         raise ValueError("Words recorded alone teach pinyin: expected no word_manifests beside learn text. Drop them.")
@@ -67,7 +67,7 @@ def read_features(arguments: DataArguments, model, processor):
     """The encoder's output for all that is learned from, and the counts for the record."""
     from datasets import concatenate_datasets
 
-    from pinyin_llm.corpora.features import cache_features
+    from pinyin_llm.training.features import cache_features
 
     parts, counts = [], {}
     for name, (manifests, changes) in groups_of(arguments).items():
@@ -95,8 +95,8 @@ class SpeechCollator:
         from torch.nn.utils.rnn import pad_sequence
 
         from pinyin_llm.configuration_pinyin_llm import num_audio_slots
-        from pinyin_llm.corpora.features import unpack
-        from pinyin_llm.training import reach_of_answers
+        from pinyin_llm.training.features import unpack
+        from pinyin_llm.training.trainer import reach_of_answers
 
         hidden = [self._mask(unpack(row, self.width), row["id"]) for row in rows]
         mel_frames = torch.tensor([row["mel_frames"] for row in rows])
@@ -118,7 +118,7 @@ class SpeechCollator:
 
     def _mask(self, hidden, clip: str):
         """Hide spans of up to 0.2 s, others in each epoch (after SpecAugment, Park et al. 2019)."""
-        from pinyin_llm.noise import generator_of
+        from pinyin_llm.training.noise import generator_of
 
         random, spans = generator_of(self.epoch, clip), int(self.mask_time * len(hidden) / 5)
         for start, length in zip(random.integers(len(hidden), size=spans), random.integers(1, 11, spans), strict=True):
@@ -130,9 +130,9 @@ class Replay:
     """Sentences of stage 1 for a batch of speech, so that what the model can do with pinyin is not unlearned."""
 
     def __init__(self, texts: list[str], processor):
-        from pinyin_llm.noise import NoiseArguments, PinyinNoise
         from pinyin_llm.train_p2c import DataArguments as TextArguments
         from pinyin_llm.train_p2c import PairCollator, read_pairs
+        from pinyin_llm.training.noise import NoiseArguments, PinyinNoise
 
         units = processor.pinyin_tokenizer
         self.pairs, self.counts = read_pairs(TextArguments(texts), units)
@@ -140,7 +140,7 @@ class Replay:
 
     def __call__(self, rows: list[dict], epoch: int) -> dict:
         """As many pairs as there are `rows`, drawn by the clips: a resumed run draws the same."""
-        from pinyin_llm.noise import generator_of
+        from pinyin_llm.training.noise import generator_of
 
         drawn = generator_of(epoch, rows[0]["id"]).integers(len(self.pairs), size=len(rows))
         return self.collate([self.pairs[int(number)] for number in drawn])
@@ -153,7 +153,7 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
     from pinyin_llm.audio_pinyin_llm import load_waveform
     from pinyin_llm.corpora.manifest import read_manifest
     from pinyin_llm.generation_pinyin_llm import hear_pinyin, transcribe_clips
-    from pinyin_llm.scoring import score, score_syllables
+    from pinyin_llm.scoring.cer import score, score_syllables
 
     tables = {path: read_manifest(path)[:rows] for path in arguments.eval_manifests}
     sets = {
@@ -178,7 +178,7 @@ def write_evaluation(model, processor, arguments: DataArguments, rows: int):
 
 def choose_trainable(model, model_arguments, arguments: DataArguments):
     """The projector, and the lowest layers where text is learned."""
-    from pinyin_llm.training import set_trainable
+    from pinyin_llm.training.trainer import set_trainable
 
     layers = list(range(arguments.lowest_layers)) if arguments.learn == "text" else []
     model = set_trainable(model, model_arguments, ["multi_modal_projector"], layers or None)
@@ -199,8 +199,8 @@ def unheard(clip: dict, width: int) -> dict:
 
 def show(config, processor, model_arguments, arguments: DataArguments, settings) -> None:
     """Print the counts, the estimate by clips of median and of greatest length, and two rows; nothing is encoded."""
-    from pinyin_llm.estimate import Row, build_on_meta, estimate
-    from pinyin_llm.training import show_rows
+    from pinyin_llm.training.estimate import Row, build_on_meta, estimate
+    from pinyin_llm.training.trainer import show_rows
 
     model = choose_trainable(build_on_meta(config), model_arguments, arguments)
     collator, counts, rows = SpeechCollator(processor, config, arguments.learn), {}, []
@@ -220,7 +220,7 @@ def show(config, processor, model_arguments, arguments: DataArguments, settings)
 
 
 def main(argv: list[str] | None = None) -> int:
-    from pinyin_llm.arguments import ModelArguments, parse_arguments
+    from pinyin_llm.training.arguments import ModelArguments, parse_arguments
 
     classes = [ModelArguments, DataArguments]
     arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="asr")
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from transformers import set_seed
 
-    from pinyin_llm import training
+    from pinyin_llm.training import trainer as training
 
     set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 

@@ -90,8 +90,8 @@ class PairCollator:
         self.processor, self.noise, self.epoch = processor, noise, 0
 
     def __call__(self, rows: list[dict]):
-        from pinyin_llm.noise import generator_of
-        from pinyin_llm.training import reach_of_answers
+        from pinyin_llm.training.noise import generator_of
+        from pinyin_llm.training.trainer import reach_of_answers
 
         draws = (generator_of(self.epoch, f"{row['copy']} {row['characters']}") for row in rows)
         pinyin = [self.noise(row["units"], random) for row, random in zip(rows, draws, strict=True)]
@@ -106,7 +106,7 @@ def write_evaluation(model, processor, files: list[str], rows: int):
     import csv
 
     from pinyin_llm.generation_pinyin_llm import convert_pinyin
-    from pinyin_llm.scoring import score
+    from pinyin_llm.scoring.cer import score
 
     tables = [csv.DictReader(Path(file).read_text("utf-8-sig").splitlines(), delimiter="\t") for file in files]
     for file, table in zip(files, tables, strict=True):
@@ -129,7 +129,7 @@ def write_evaluation(model, processor, files: list[str], rows: int):
 
 def choose_trainable(model, arguments):
     """The pinyin table and every layer of the language model."""
-    from pinyin_llm.training import set_trainable
+    from pinyin_llm.training.trainer import set_trainable
 
     layers = list(range(model.config.text_config.num_hidden_layers))
     return set_trainable(model, arguments, ["pinyin_embeddings"], layers)
@@ -137,8 +137,8 @@ def choose_trainable(model, arguments):
 
 def show(config, processor, pairs, collator, model_arguments, settings) -> None:
     """Print two rows, and the estimate by rows of median and of greatest length."""
-    from pinyin_llm.estimate import Row, build_on_meta, estimate
-    from pinyin_llm.training import show_rows
+    from pinyin_llm.training.estimate import Row, build_on_meta, estimate
+    from pinyin_llm.training.trainer import show_rows
 
     model = choose_trainable(build_on_meta(config), model_arguments)
     lengths = pairs["length"][:]
@@ -149,8 +149,8 @@ def show(config, processor, pairs, collator, model_arguments, settings) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from pinyin_llm.arguments import ModelArguments, parse_arguments
-    from pinyin_llm.noise import NoiseArguments, PinyinNoise
+    from pinyin_llm.training.arguments import ModelArguments, parse_arguments
+    from pinyin_llm.training.noise import NoiseArguments, PinyinNoise
 
     classes = [ModelArguments, DataArguments, NoiseArguments]
     arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="p2c")
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from transformers import set_seed
 
-    from pinyin_llm import training
+    from pinyin_llm.training import trainer as training
 
     set_seed(training_arguments.seed)  # before new tables and LoRA are drawn
 

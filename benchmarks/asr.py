@@ -22,8 +22,8 @@ from tqdm import tqdm
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.generation_pinyin_llm import hear_pinyin, transcribe_clips
-from pinyin_llm.scoring import Score, score, score_syllables
-from pinyin_llm.transcription import MINI_MODEL, load_model
+from pinyin_llm.inference.files import MINI_MODEL, load_model
+from pinyin_llm.scoring.cer import Score, score, score_syllables
 
 
 OURS = "PinyinLLM mini"

@@ -16,11 +16,11 @@ from statistics import median
 
 from tabulate import tabulate
 
-from pinyin_llm.transcription import MINI_MODEL
+from pinyin_llm.inference.files import MINI_MODEL
 
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "BAC009S0764W0121.wav"
-COMMAND = [sys.executable, "-m", "pinyin_llm.cli"]
+COMMAND = [sys.executable, "-m", "pinyin_llm.inference.cli"]
 PEER = """
 import sys, torch
 from transformers import LlamaForCausalLM

@@ -15,7 +15,7 @@ import torch
 from tabulate import tabulate
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
-from pinyin_llm.transcription import MINI_MODEL
+from pinyin_llm.inference.files import MINI_MODEL
 
 
 ROW = "jin1 tian1 tian1 qi4 hen3 hao3 wo3 men5 yi4 qi3 qu4 gong1 yuan2 san4 bu4 zen3 me5 yang4"

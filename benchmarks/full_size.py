@@ -1,6 +1,6 @@
 """Whisper-large-v3 + LLaMA2-7b on this machine: load, transcribe, a step of each stage, save as delta, reload.
 
-    python -m pinyin_llm.corpora.random_bases --parts data/parts --output data/full_size
+    python -m pinyin_llm.bases.random_bases --parts data/parts --output data/full_size
     python benchmarks/full_size.py data/full_size
 
 Each line is a process of its own, whose peak of anonymous memory (what no file backs) is sampled twenty times a second, and

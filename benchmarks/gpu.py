@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GlmAsrConfig, GlmAsrForConditionalGeneration, StoppingCriteria
 
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR
-from pinyin_llm.arguments import ModelArguments
+from pinyin_llm.bases import random_bases
 from pinyin_llm.configuration_pinyin_llm import num_audio_slots
-from pinyin_llm.corpora import random_bases
 from pinyin_llm.train_asr import DataArguments, choose_trainable
+from pinyin_llm.training.arguments import ModelArguments
 
 
 DEVICE = "cuda"

@@ -18,7 +18,7 @@ def memory_of(process: int | str = "self") -> dict[str, int]:
 
 
 def main() -> None:
-    from pinyin_llm.cli import main as run
+    from pinyin_llm.inference.cli import main as run
 
     run(sys.argv[1:])
     print(memory_of()["VmHWM"] / 2**30, file=sys.stderr)

@@ -40,12 +40,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--parallel", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--rounds", type=int, default=3, help="the median is shown")
-    parser.add_argument("--model", default=str(SAMPLES.parent / "checkpoints" / "mini"))
+    parser.add_argument("--model", default=str(SAMPLES.parent))
     parser.add_argument("--batch_size", default="32")
     arguments = parser.parse_args()
     port = free_port()
     flags = ["--model", arguments.model, "--port", str(port), "--batch_size", arguments.batch_size]
-    server = subprocess.Popen([sys.executable, "-m", "pinyin_llm.cli", "serve", *flags], stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "pinyin_llm.inference.cli", "serve", *flags], stderr=subprocess.DEVNULL
+    )
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     sounds = [path for path in sorted(SAMPLES.iterdir()) if path.suffix != ".tsv"]
 

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.generation_pinyin_llm import transcribe_clips
-from pinyin_llm.transcription import MINI_MODEL, load_model
+from pinyin_llm.inference.files import MINI_MODEL, load_model
 
 
 STAGES = ["features", "encoder", "projector", "prompt", "decoding", "the rest"]

@@ -26,10 +26,10 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
-from pinyin_llm.arguments import ModelArguments
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.configuration_pinyin_llm import num_encoder_frames
-from pinyin_llm.transcription import MINI_MODEL
+from pinyin_llm.inference.files import MINI_MODEL
+from pinyin_llm.training.arguments import ModelArguments
 
 
 WARM_UP = 8  # steps: compilation, first shapes

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pinyin_llm.corpora.speech_corpora import Clip, CorpusError
+from .speech_corpora import Clip, CorpusError
 
 
 HOUSE_SPLITS = {"validation": "dev", "valid": "dev", "val": "dev"}

@@ -24,7 +24,7 @@ def encode_opus(path: str) -> bytes:
     """A sound file -> Ogg/Opus at 16 kHz mono, some 25 kbit/s of speech."""
     import soundfile
 
-    from pinyin_llm.audio_pinyin_llm import SAMPLING_RATE, load_waveform
+    from ..audio_pinyin_llm import SAMPLING_RATE, load_waveform
 
     buffer = io.BytesIO()
     soundfile.write(buffer, load_waveform(path), SAMPLING_RATE, format="OGG", subtype="OPUS")
@@ -35,7 +35,7 @@ def pack(manifest: str, output: str, start: int = 0, end: int | None = None, num
     """Write clips of `manifest` to `output`: audio (bytes and name), text, speaker, seconds; the bytes written."""
     from datasets import Value
 
-    from pinyin_llm.corpora.manifest import read_manifest
+    from .manifest import read_manifest
 
     rows = read_manifest(manifest).select_columns(["audio", "text", "speaker", "seconds"])
     rows = rows.select(range(*slice(start, end).indices(len(rows))))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pinyin_llm.text_normalization import HAN_CLASS, han_only, normalize_text, read_aloud
+from ..scoring.normalization import HAN_CLASS, han_only, normalize_text, read_aloud
 
 
 NonHan = Literal["split", "drop", "delete"]

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from pinyin_llm.audio_pinyin_llm import seconds_of
-from pinyin_llm.corpora.hub_dataset import DatasetArguments, read_dataset
-from pinyin_llm.corpora.manifest import write_manifest
-from pinyin_llm.corpora.speech_corpora import CORPORA, Clip, Corpus
-from pinyin_llm.corpora.unpack import SUFFIXES, unpack
-from pinyin_llm.text_normalization import HAN, read_aloud
+from ..audio_pinyin_llm import seconds_of
+from ..scoring.normalization import HAN, read_aloud
+from .hub_dataset import DatasetArguments, read_dataset
+from .manifest import write_manifest
+from .speech_corpora import CORPORA, Clip, Corpus
+from .unpack import SUFFIXES, unpack
 
 
 TEXT_REASONS = ("no_transcript", "empty_text", "undecodable_text", "no_han")

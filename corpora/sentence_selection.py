@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pinyin_llm.corpora.plain_text import HeldOut
+from .plain_text import HeldOut
 
 
 SPEAKABLE = re.compile(r"[\u4e00-\u9fff]{4,24}")

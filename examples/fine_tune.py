@@ -25,9 +25,9 @@ from pinyin_llm import train_asr
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.generation_pinyin_llm import transcribe_clips
+from pinyin_llm.inference.files import MINI_MODEL, load_model
 from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS
-from pinyin_llm.scoring import score
-from pinyin_llm.transcription import MINI_MODEL, load_model
+from pinyin_llm.scoring.cer import score
 
 
 def error_rate(model_folder: str, table: str) -> float:

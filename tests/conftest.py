@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcessor
-from pinyin_llm.corpora.han_llama import HanLlamaArguments, build_tokenizer, write_language_model
+from pinyin_llm.bases.han_llama import HanLlamaArguments, build_tokenizer, write_language_model
 
 
 torch.set_num_threads(1)

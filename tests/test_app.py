@@ -17,8 +17,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import metadata_load
 
-from pinyin_llm.app import accented
-from pinyin_llm.transcription import MINI_MODEL
+from pinyin_llm.inference.demo import accented
+from pinyin_llm.inference.files import MINI_MODEL
 
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ SECONDS_TO_START = 60  # 5 s on an idle laptop
 def page():
     """The address of the page, with the mini model behind it."""
     port = free_port()
-    words = [sys.executable, "-m", "pinyin_llm.cli", "demo", "--model", str(MINI_MODEL), "--port", str(port)]
+    words = [sys.executable, "-m", "pinyin_llm.inference.cli", "demo", "--model", str(MINI_MODEL), "--port", str(port)]
     process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     address, end = f"http://127.0.0.1:{port}", time.time() + SECONDS_TO_START
     while time.time() < end:
@@ -150,11 +150,11 @@ def test_tone_marks():
 
 def test_a_space_is_app_samples_and_two_files(tmp_path):
     """It runs where this package is not installed, with the model that MODEL names."""
-    for path in (ROOT / "app.py", *(ROOT / "hub" / "space").iterdir()):
+    for path in (ROOT / "inference" / "demo.py", *(ROOT / "publishing" / "hub" / "space").iterdir()):
         shutil.copy(path, tmp_path)
     shutil.copytree(ROOT / "samples", tmp_path / "samples")
     front = metadata_load(tmp_path / "README.md")
-    assert (front["sdk"], front["app_file"]) == ("gradio", "app.py")
-    script = "import sys; sys.modules['pinyin_llm'] = None; import app; print(len(app.find_samples()))"
+    assert (front["sdk"], front["app_file"]) == ("gradio", "demo.py")
+    script = "import sys; sys.modules['pinyin_llm'] = None; import demo; print(len(demo.find_samples()))"
     run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "8", run.stderr

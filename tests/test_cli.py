@@ -18,11 +18,11 @@ from conftest import build_model, save_folder, tone
 from safetensors.torch import load_file
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
-from pinyin_llm.cli import main
 from pinyin_llm.generation_pinyin_llm import Written, transcribe_clips
+from pinyin_llm.inference.cli import main
+from pinyin_llm.inference.files import SOURCES, load_model
 from pinyin_llm.pipeline_pinyin_llm import transcribe
-from pinyin_llm.scoring import score
-from pinyin_llm.transcription import MINI_MODEL, SOURCES, load_model
+from pinyin_llm.scoring.cer import score
 
 
 COMMANDS = ("transcribe", "convert", "score", "publish", "demo", "serve", "info")
@@ -225,7 +225,7 @@ class TestTranscribe:
         assert f"short.txt is the transcript of {sounds['short.wav']}" in talk
 
     def test_what_cannot_be_done_is_said_before_the_model_is_loaded(self, run, sounds, tmp_path, monkeypatch):
-        monkeypatch.setattr("pinyin_llm.cli._load", lambda name: pytest.fail("the model was loaded"))
+        monkeypatch.setattr("pinyin_llm.inference.cli._load", lambda name: pytest.fail("the model was loaded"))
         (tmp_path / "empty").mkdir()
         (tmp_path / "file").touch()
         for arguments, message in (
@@ -272,7 +272,6 @@ class TestTranscribe:
         assert str(tmp_path) in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not MINI_MODEL.is_dir(), reason="checkpoints/mini is not in this copy of the repository")
 def test_long_speech_is_written_like_its_clips():
     """Pieces of 28 s hold twice the syllables that the language model was taught: see LONGEST_ROW."""
     model, processor = load_model()
@@ -428,7 +427,9 @@ class TestUsage:
     @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
     def test_help_is_quick(self, command):
         start = os.times()
-        printed = subprocess.check_output([sys.executable, "-m", "pinyin_llm.cli", *command, "--help"], text=True)
+        printed = subprocess.check_output(
+            [sys.executable, "-m", "pinyin_llm.inference.cli", *command, "--help"], text=True
+        )
         assert printed.startswith("usage: pinyin-llm")
         end = os.times()
         assert end.children_user - start.children_user < 1.0  # of work: a busy machine may take longer

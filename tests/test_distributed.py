@@ -86,10 +86,10 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
-from pinyin_llm.arguments import ModelArguments
-from pinyin_llm.sharding import put_together
+from pinyin_llm.training.arguments import ModelArguments
+from pinyin_llm.training.sharding import put_together
 from pinyin_llm.train_p2c import choose_trainable
-from pinyin_llm.training import save_model
+from pinyin_llm.training.trainer import save_model
 
 source, target = sys.argv[1:]
 torch.distributed.init_process_group("gloo")

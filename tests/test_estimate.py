@@ -13,11 +13,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaConfig, TrainingArguments, WhisperConfig
 
 from pinyin_llm import PinyinLlamaConfig, train_asr, train_p2c, training
-from pinyin_llm.arguments import ModelArguments, parse_arguments
-from pinyin_llm.estimate import Row, activation_bytes, build_on_meta, count_parameters, held_bytes, row_flops, steps_of
 from pinyin_llm.modeling_pinyin_llm import drop_empty
-from pinyin_llm.noise import NoiseArguments
-from pinyin_llm.optimizer import build_optimizer
+from pinyin_llm.training.arguments import ModelArguments, parse_arguments
+from pinyin_llm.training.estimate import (
+    Row,
+    activation_bytes,
+    build_on_meta,
+    count_parameters,
+    held_bytes,
+    row_flops,
+    steps_of,
+)
+from pinyin_llm.training.muon import build_optimizer
+from pinyin_llm.training.noise import NoiseArguments
 
 
 RECIPES = Path(train_p2c.__file__).parent / "recipes"

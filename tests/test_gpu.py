@@ -9,7 +9,7 @@ import torch
 from pinyin_llm import PinyinLlamaForASR
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.generation_pinyin_llm import convert_pinyin, hear_pinyin, transcribe_clips
-from pinyin_llm.transcription import MINI_MODEL, load_model
+from pinyin_llm.inference.files import MINI_MODEL, load_model
 
 
 SAMPLES = Path(__file__).parents[1] / "samples"

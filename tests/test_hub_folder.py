@@ -51,7 +51,9 @@ def test_hub_asks_for_what_the_package_asks_for():
     setup.read(root / "setup.cfg", encoding="utf-8")
     asked = setup["options"]["install_requires"].split()
     for file in ("requirements.txt", "space/requirements.txt"):
-        named = (root / "hub" / file).read_text(encoding="utf-8").split()
+        named = (root / "publishing" / "hub" / file).read_text(encoding="utf-8").split()
         assert set(named) - {"gradio>=6"} <= set(asked), file
-    (named,) = re.findall(r'"(transformers.*?)"', (root / "hub" / "model_card.md").read_text(encoding="utf-8"))
+    (named,) = re.findall(
+        r'"(transformers.*?)"', (root / "publishing" / "hub" / "model_card.md").read_text(encoding="utf-8")
+    )
     assert named in asked

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, WhisperFeatureExtractor
 
 from pinyin_llm import PinyinLlamaProcessor
-from pinyin_llm.corpora.llama2_tokenizer import write_tokenizer
+from pinyin_llm.bases.llama2_tokenizer import write_tokenizer
 from pinyin_llm.corpora.packages import PackageError
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pinyin_llm import PinyinLlamaProcessor, count_ngrams
 from pinyin_llm.generation_pinyin_llm import convert_pinyin
+from pinyin_llm.inference.files import read_words
 from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams, MixedNgrams
-from pinyin_llm.transcription import read_words
 
 
 def with_ngrams(*lines: str) -> PinyinLlamaProcessor:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinyin_llm.heard_pinyin import align, quantize
-from pinyin_llm.noise import NoiseArguments, PinyinNoise
 from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
+from pinyin_llm.training.noise import NoiseArguments, PinyinNoise
+from pinyin_llm.training.recognized_pinyin import align, quantize
 
 
 UNITS = PinyinTokenizer.from_file()

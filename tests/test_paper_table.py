@@ -7,11 +7,11 @@ import pytest
 import yaml
 from conftest import SENTENCES
 
-from pinyin_llm import paper_table
 from pinyin_llm.corpora import prepare
 from pinyin_llm.corpora.manifest import read_manifest
 from pinyin_llm.corpora.pack import pack
-from pinyin_llm.table_report import add_seed, summarize, write_report
+from pinyin_llm.experiments import paper_table
+from pinyin_llm.experiments.table_report import add_seed, summarize, write_report
 
 
 SAID = SENTENCES[:4]  # in the clips of `parts`

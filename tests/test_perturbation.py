@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
-from pinyin_llm.corpora.perturbation import Room, changes_of
+from pinyin_llm.training.perturbation import Room, changes_of
 
 
 CLIP = load_waveform(Path(__file__).parents[1] / "samples/BAC009S0764W0121.wav")

@@ -13,12 +13,12 @@ from conftest import SENTENCES, build_model, save_folder
 from hub_stand_in import TOKEN, Repository, stand_in
 from huggingface_hub import ModelCard, metadata_load
 
-from pinyin_llm.model_card import write_card
-from pinyin_llm.training import copy_origin, describe_command
+from pinyin_llm.publishing.model_card import write_card
+from pinyin_llm.training.trainer import copy_origin, describe_command
 
 
 ROOT = Path(__file__).parents[1]
-MINI = ROOT / "checkpoints" / "mini"
+MINI = ROOT
 SAMPLE = ROOT / "samples" / "BAC009S0764W0121.wav"
 USE = """
 import sys
@@ -76,7 +76,7 @@ def run(hub, tmp_path):
 
 
 def publish(run, *words, **options) -> str:
-    process = run("-m", "pinyin_llm.cli", "publish", *words, **options)
+    process = run("-m", "pinyin_llm.inference.cli", "publish", *words, **options)
     return process.stdout + process.stderr
 
 

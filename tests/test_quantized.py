@@ -7,15 +7,11 @@ from transformers import BitsAndBytesConfig
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.generation_pinyin_llm import transcribe_clips
-from pinyin_llm.transcription import MINI_MODEL
+from pinyin_llm.inference.files import MINI_MODEL
 
 
-SOUND, TEXT = MINI_MODEL.parents[1] / "samples" / "BAC009S0764W0121.wav", "甚至出现交易几乎停滞的情况"
+SOUND, TEXT = MINI_MODEL / "samples" / "BAC009S0764W0121.wav", "甚至出现交易几乎停滞的情况"
 SKIPPED = ["audio_tower", "multi_modal_projector", "pinyin_embeddings", "lm_head"]
-
-pytestmark = pytest.mark.skipif(
-    not MINI_MODEL.is_dir(), reason="checkpoints/mini is not in this copy of the repository"
-)
 
 
 def layer_bytes(model) -> int:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinyin_llm.scoring import score, score_syllables
+from pinyin_llm.scoring.cer import score, score_syllables
 from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
 
 

@@ -15,9 +15,9 @@ import soundfile
 from conftest import build_model, free_port, save_folder, tone
 from openai import APITimeoutError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
-from pinyin_llm import serve
+from pinyin_llm.inference import server as serve
+from pinyin_llm.inference.files import MINI_MODEL
 from pinyin_llm.transcript_pinyin_llm import Transcript
-from pinyin_llm.transcription import MINI_MODEL
 
 
 SOUND = Path(__file__).parents[1] / "samples" / "BAC009S0764W0121.wav"
@@ -28,7 +28,17 @@ TEXT = "甚至出现交易几乎停滞的情况"
 def serving(model, *flags: str):
     """A server process and a client of it; ends the server as `kill` does."""
     port = free_port()
-    words = [sys.executable, "-m", "pinyin_llm.cli", "serve", "--model", str(model), "--port", str(port), *flags]
+    words = [
+        sys.executable,
+        "-m",
+        "pinyin_llm.inference.cli",
+        "serve",
+        "--model",
+        str(model),
+        "--port",
+        str(port),
+        *flags,
+    ]
     process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     try:
         yield process, wait_for(OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0))

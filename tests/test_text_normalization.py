@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pinyin_llm.text_normalization import han_only, normalize_text, read_aloud
+from pinyin_llm.scoring.normalization import han_only, normalize_text, read_aloud
 from pinyin_llm.tokenization_pinyin_llm import HAN_BLOCKS, is_han
 
 

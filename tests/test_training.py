@@ -16,13 +16,13 @@ from conftest import SENTENCES, build_config, build_model, build_processor, save
 from transformers import AutoConfig, TrainingArguments, WhisperModel
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
-from pinyin_llm.arguments import ModelArguments
-from pinyin_llm.corpora import features
 from pinyin_llm.corpora.manifest import read_manifest
-from pinyin_llm.corpora.perturbation import changes_of
-from pinyin_llm.noise import NoiseArguments, PinyinNoise
-from pinyin_llm.optimizer import BatchedMuon
-from pinyin_llm.training import PinyinTrainer
+from pinyin_llm.training import features
+from pinyin_llm.training.arguments import ModelArguments
+from pinyin_llm.training.muon import BatchedMuon
+from pinyin_llm.training.noise import NoiseArguments, PinyinNoise
+from pinyin_llm.training.perturbation import changes_of
+from pinyin_llm.training.trainer import PinyinTrainer
 
 
 TRAINER = ["--use_cpu", "--learning_rate", "0.01", "--disable_tqdm", "true"]
@@ -303,7 +303,7 @@ def test_help_comes_without_torch(script):
 def test_recipe_gives_arguments_and_flags_override_it(parts, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"p2c:\n  texts: [{parts / 'texts.txt'}]\n  lora: null\n  output_dir: here\n  max_steps: 7\n")
-    from pinyin_llm.arguments import parse_arguments
+    from pinyin_llm.training.arguments import parse_arguments
 
     classes = [ModelArguments, train_p2c.DataArguments]
     model, data, settings = parse_arguments(classes, [str(recipe), "--max_steps", "8"], section="p2c")

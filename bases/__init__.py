@@ -1,0 +1,1 @@
+"""The models that training starts from: fetched, converted or made from scratch."""

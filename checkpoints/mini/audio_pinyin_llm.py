@@ -1,1 +1,0 @@
-../../audio_pinyin_llm.py

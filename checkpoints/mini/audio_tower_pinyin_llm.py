@@ -1,1 +1,0 @@
-../../audio_tower_pinyin_llm.py

@@ -1,1 +1,0 @@
-../../configuration_pinyin_llm.py

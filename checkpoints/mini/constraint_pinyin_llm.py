@@ -1,1 +1,0 @@
-../../constraint_pinyin_llm.py

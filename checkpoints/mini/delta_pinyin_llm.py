@@ -1,1 +1,0 @@
-../../delta_pinyin_llm.py

@@ -1,1 +1,0 @@
-../../drafting_pinyin_llm.py

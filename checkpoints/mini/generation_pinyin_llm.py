@@ -1,1 +1,0 @@
-../../generation_pinyin_llm.py

@@ -1,1 +1,0 @@
-../../modeling_pinyin_llm.py

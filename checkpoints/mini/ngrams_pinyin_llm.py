@@ -1,1 +1,0 @@
-../../ngrams_pinyin_llm.py

@@ -1,1 +1,0 @@
-../../pipeline_pinyin_llm.py

@@ -1,1 +1,0 @@
-../../processing_pinyin_llm.py

@@ -1,1 +1,0 @@
-../../projector_pinyin_llm.py

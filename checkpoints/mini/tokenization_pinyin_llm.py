@@ -1,1 +1,0 @@
-../../tokenization_pinyin_llm.py

@@ -1,1 +1,0 @@
-../../transcript_pinyin_llm.py

@@ -1,0 +1,1 @@
+"""The paper's table: every row trained and tested, and the report."""

@@ -1,0 +1,1 @@
+"""From a model folder to the Hugging Face Hub, with its model card."""

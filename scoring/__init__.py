@@ -1,0 +1,1 @@
+"""Character error rate and the text normalisation it rests on."""
