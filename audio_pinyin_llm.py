@@ -1,4 +1,4 @@
-"""The door for audio: a file or an array becomes 16 kHz mono float32, or an AudioError says why not."""
+"""Audio in: a file or an array becomes 16 kHz mono float32, or an AudioError says why not."""
 
 import io
 import warnings
@@ -12,11 +12,11 @@ import numpy as np
 
 SAMPLING_RATE = 16000
 MAX_CHANNELS = 32
-BLOCK_FRAMES = 2**18  # read at once: memory follows neither the length of a file nor what its header claims
-SILENCE_PEAK = 1e-3  # -60 dBFS around the mean: below it nobody speaks
+BLOCK_FRAMES = 2**18  # read at once: memory depends neither on the length of a file nor on what its header claims
+SILENCE_PEAK = 1e-3  # -60 dBFS around the mean: below it there is no speech
 SHORTEST_SECONDS = 0.05
-# The encoder takes 30 s. CER of three long recordings in pieces of 10, 15, 20, 28 s: 12.2 13.5 12.8 12.2; 7.1 6.0 6.7 7.7;
-# 1.7 1.8 2.7 3.3 (docs/log.md); short pieces are cut more often, long ones cost the encoder more.
+# The encoder takes 30 s. CER of three long recordings in pieces of 10, 15, 20, 28 s: 12.2 13.5 12.8 12.2;
+# 7.1 6.0 6.7 7.7; 1.7 1.8 2.7 3.3 (docs/log.md). Short pieces mean more cuts, long ones more work for the encoder.
 LONGEST_PIECE_SECONDS = 15.0
 CLIPPED_LEVEL, CLIPPED_SHARE = 0.999, 0.05
 FULL_SCALE = {np.dtype("int16"): 2.0**15, np.dtype("int32"): 2.0**31, np.dtype("uint8"): 2.0**7}
@@ -30,7 +30,7 @@ class AudioError(ValueError):
 
 
 class AudioWarning(UserWarning):
-    """Audio that can be read, but whose text may suffer."""
+    """Audio that can be read, but may give a worse text."""
 
 
 def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
@@ -44,7 +44,7 @@ def load_waveform(audio, sampling_rate: int | None = None) -> np.ndarray:
 
     Raises:
         AudioError: An empty, unreadable or impossible sound; NaN or infinite samples.
-        ValueError: An array without its sampling rate, or with one that is no number.
+        ValueError: An array without its sampling rate, or with one that is not a number.
     """
     if isinstance(audio, (str, Path, bytes, bytearray)):
         return np.concatenate(list(read_blocks(audio)))
@@ -71,7 +71,7 @@ def _array_and_rate(clip: dict, sampling_rate: int | None) -> tuple:
 
 
 def read_pieces(audio, longest_seconds: float = LONGEST_PIECE_SECONDS) -> Iterator[np.ndarray]:
-    """What `load_waveform` takes -> the pieces that `split_at_pauses` would cut; files are read as they are asked for."""
+    """Anything `load_waveform` takes -> the pieces that `split_at_pauses` cuts; files are read as pieces are needed."""
     held = np.zeros(0, dtype=np.float32)
     in_file = isinstance(audio, (str, Path, bytes, bytearray))
     for block in read_blocks(audio) if in_file else [load_waveform(audio)]:
@@ -83,7 +83,7 @@ def read_pieces(audio, longest_seconds: float = LONGEST_PIECE_SECONDS) -> Iterat
 
 
 def read_blocks(audio: str | Path | bytes) -> Iterator[np.ndarray]:
-    """A file of any rate and number of channels -> its sound, (samples,) float32 at 16 kHz, block by block."""
+    """A file of any rate and number of channels -> (samples,) float32 at 16 kHz, block by block."""
     if isinstance(audio, (bytes, bytearray)):
         yield from _decode(io.BytesIO(audio), "the bytes given")
         return
@@ -98,16 +98,16 @@ def _decoding(name):
     try:
         yield
     except (OSError, RuntimeError, TypeError, MemoryError) as error:
-        found = str(getattr(error, "error_string", error)).rstrip(".")  # libsndfile's own words
+        found = str(getattr(error, "error_string", error)).rstrip(".")  # libsndfile's own message
         raise AudioError(f"{name}: cannot be read as sound ({found}). Expected wav, flac, mp3 or ogg.") from error
 
 
 def seconds_of(path: str | Path) -> float:
-    """How long a file says it is; 0 for one that cannot be read."""
+    """The length of a file according to its header; 0 if it cannot be read."""
     import soundfile
 
     try:
-        with Path(path).open("rb") as stream:  # soundfile itself opens no name that is not UTF-8
+        with Path(path).open("rb") as stream:  # soundfile itself cannot open names that are not UTF-8
             return soundfile.info(stream).duration
     except (OSError, RuntimeError, TypeError):
         return 0.0
@@ -116,10 +116,10 @@ def seconds_of(path: str | Path) -> float:
 def _decode(stream, name: str) -> Iterator[np.ndarray]:
     import soundfile
 
-    _refuse_what_is_no_sound(stream.read(64), name)
+    _refuse_other_files(stream.read(64), name)
     stream.seek(0)
     with _decoding(name), soundfile.SoundFile(stream) as sound:
-        if "(should be" in sound.extra_info:  # how libsndfile notes a header that the file does not fulfil
+        if "(should be" in sound.extra_info:  # libsndfile's note on a file shorter than its header says
             warnings.warn(f"{name}: is shorter than its header says; was it cut off?", AudioWarning, stacklevel=2)
         resampler = _resampler(sound.samplerate, name)
         frames = clipped = 0
@@ -131,7 +131,7 @@ def _decode(stream, name: str) -> Iterator[np.ndarray]:
     _warn_if_clipped(clipped, frames, name)
 
 
-def _refuse_what_is_no_sound(head: bytes, name: str) -> None:
+def _refuse_other_files(head: bytes, name: str) -> None:
     if not head:
         raise AudioError(f"{name}: is empty (0 bytes). Expected wav, flac, mp3 or ogg.")
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").upper()
@@ -142,7 +142,7 @@ def _refuse_what_is_no_sound(head: bytes, name: str) -> None:
 
 
 def to_waveform(samples: np.ndarray, sampling_rate: int, name: str = "array") -> np.ndarray:
-    """Any array of samples -> (samples,) float32 in [-1, 1] at 16 kHz; the shorter axis of two is the channels."""
+    """Any array of samples -> (samples,) float32 in [-1, 1] at 16 kHz; of two axes the shorter is the channels."""
     if samples.ndim not in (1, 2):
         shapes = "(samples,), (channels, samples) or (samples, channels)"
         raise AudioError(f"{name}: expected {shapes}, found {samples.shape}.")
@@ -165,7 +165,7 @@ def _scale(samples: np.ndarray, name: str) -> np.ndarray:
 
 
 def _mix(samples: np.ndarray, name: str, first: int = 0) -> np.ndarray:
-    """(samples, channels) -> (samples,) float32; `first` is the place of the first one in its file."""
+    """(samples, channels) -> (samples,) float32; `first` is the index of the first sample in its file."""
     if samples.shape[1] > MAX_CHANNELS:
         raise AudioError(f"{name}: expected at most {MAX_CHANNELS} channels, found {samples.shape[1]}.")
     wrong = np.argwhere(~np.isfinite(samples))
@@ -197,7 +197,7 @@ def _warn_if_clipped(clipped: int, samples: int, name: str) -> None:
 
 
 def why_no_speech(waveform: np.ndarray) -> str | None:
-    """The reason not to look for speech in (samples,) at 16 kHz, or `None`: such clips get an empty text."""
+    """Why (samples,) at 16 kHz cannot hold speech, or `None`; clips with a reason get an empty text."""
     seconds = len(waveform) / SAMPLING_RATE
     if seconds < SHORTEST_SECONDS:
         return f"{seconds * 1000:.0f} ms long"
@@ -209,7 +209,7 @@ def why_no_speech(waveform: np.ndarray) -> str | None:
 def split_at_pauses(waveform: np.ndarray, longest_seconds: float = LONGEST_PIECE_SECONDS) -> list[tuple[int, int]]:
     """(samples,) at 16 kHz -> [(start, end)] in samples, none longer than `longest_seconds`, cut where it is quietest.
 
-    A cut is looked for in the second half of each window, so that pieces stay long enough to give context.
+    Cuts lie in the second half of each window, so that pieces stay long enough to give context.
     """
     longest, window = int(longest_seconds * SAMPLING_RATE), SAMPLING_RATE // 10
     pieces, start = [], 0

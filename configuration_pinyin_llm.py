@@ -12,12 +12,12 @@ RELEASE = 1
 
 
 def num_encoder_frames(num_mel_frames):
-    """Mel frames (100 a second) -> Whisper encoder frames (50 a second); integers or integer tensors."""
+    """Mel frames (100 per second) -> Whisper encoder frames (50 per second); integers or integer tensors."""
     return (num_mel_frames + 1) // 2
 
 
 def num_audio_slots(num_mel_frames, stride: int):
-    """Mel frames -> places that the speech takes in the prompt. The one formula of processing and modeling."""
+    """Mel frames -> slots of the speech in the prompt. The one formula that processing and modeling share."""
     return (num_encoder_frames(num_mel_frames) + stride - 1) // stride
 
 
@@ -26,24 +26,24 @@ class PinyinLlamaConfig(PreTrainedConfig):
     """Configuration of [`PinyinLlamaForASR`]. The defaults describe the paper's size: Whisper-large-v3 + LLaMA2-7b.
 
     Args:
-        audio_config: WhisperConfig of the audio tower; only its encoder's numbers are used.
+        audio_config: WhisperConfig of the audio tower; only the encoder's values are used.
         text_config: Config of the language model: any AutoModelForCausalLM.
-        audio_token_id: Placeholder of projected speech, behind the tokens of the LLM's tokenizer; never generated.
+        audio_token_id: Placeholder of projected speech, after the tokens of the LLM's tokenizer; never generated.
         pinyin_token_id: Placeholder of a pinyin embedding.
         pinyin_vocab_size: Rows of the pinyin table.
-        pinyin_units: The syllables of the rows, with blanks between; the bridge builds its logits from their initials,
+        pinyin_units: The syllables of the rows, separated by spaces; the bridge builds its logits from their initials,
             finals and tones.
         projector_type: "pooling" (the paper's: pool, then linear) or "pinyin_bridge" (ours: CTC to pinyin vectors).
-        projector_stride: Encoder frames (20 ms) a slot; for the bridge the most slots that speech can fill.
+        projector_stride: Encoder frames (20 ms) per slot; for the bridge this limits the slots that speech can fill.
         projector_pooling: How a window becomes one vector: "mean", "max", "attention", "stack" or "conv".
         bridge_hidden_size: Width of the bridge's CTC head.
         bridge_num_layers: Its transformer layers.
         bridge_num_attention_heads: Its attention heads.
         bridge_dropout: Its dropout in training.
-        ctc_loss_weight: Weight of the bridge's CTC loss beside the language model's loss.
-        delta: Of a folder that holds only what was learned: {"audio_tower": base, "language_model": base, "adapters":
-            their number}, a base being {"name", "revision"} (delta_pinyin_llm.py).
-        release: Format of this file; a newer one than the code knows is refused.
+        ctc_loss_weight: Weight of the bridge's CTC loss, added to the language model's loss.
+        delta: For a folder with only the trained weights: {"audio_tower": base, "language_model": base, "adapters":
+            their number}, where a base is {"name", "revision"} (delta_pinyin_llm.py).
+        release: Version of this file's format; a newer one than the code knows is refused.
     """
 
     model_type = "pinyin_llama"
@@ -95,33 +95,33 @@ class PinyinLlamaConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers, but what is no configuration of this model is refused by name, not filled with defaults.
+        """As in transformers, but the configuration of another model is refused by name, not filled with defaults.
 
         Raises:
             ValueError: A checkpoint of another kind, or a field of another type.
         """
         name = pretrained_model_name_or_path
-        kind = cls.get_config_dict(name, **kwargs)[0].get("model_type")
-        if kind != cls.model_type:
-            raise ValueError(f"{name} is a {kind} checkpoint; expected {cls.model_type}. Name a PinyinLLM model.")
+        found = cls.get_config_dict(name, **kwargs)[0].get("model_type")
+        if found != cls.model_type:
+            raise ValueError(f"{name} is a {found} checkpoint; expected {cls.model_type}. Name a PinyinLLM model.")
         try:
             return super().from_pretrained(name, **kwargs)
         except StrictDataclassError as error:
             raise ValueError(f"{name}, config.json: {' '.join(str(error).split())}.") from error
 
     def to_dict(self) -> dict:
-        """As in transformers, without where the parts were loaded from: mostly a folder of somebody's machine."""
-        known = super().to_dict()
+        """As in transformers, without where the parts were loaded from: often a folder of somebody's machine."""
+        values = super().to_dict()
         for part in ("audio_config", "text_config"):
-            known[part].pop("_name_or_path", None)
-        return known
+            values[part].pop("_name_or_path", None)
+        return values
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        self.validate_architecture()  # here it is a ValueError; as a validator alone, an error of huggingface_hub
+        self.validate_architecture()  # called here it raises ValueError, not an error of huggingface_hub
 
     def validate_architecture(self):
-        """Numbers that contradict each other, named before any weight is read.
+        """Refuse values that contradict each other, before any weight is read.
 
         Raises:
             ValueError: What was expected and what was found.
@@ -134,10 +134,9 @@ class PinyinLlamaConfig(PreTrainedConfig):
             raise ValueError(f"projector_pooling must be one of {POOLINGS}, found {self.projector_pooling!r}.")
         if self.projector_stride < 1:
             raise ValueError(f"projector_stride must be at least 1 encoder frame, found {self.projector_stride}.")
-        if self.pinyin_units is not None and len(self.pinyin_units.split()) != self.pinyin_vocab_size:
-            raise ValueError(
-                f"pinyin_vocab_size is {self.pinyin_vocab_size}, but pinyin_units names {len(self.pinyin_units.split())} units."
-            )
+        num_units = self.pinyin_vocab_size if self.pinyin_units is None else len(self.pinyin_units.split())
+        if num_units != self.pinyin_vocab_size:
+            raise ValueError(f"pinyin_vocab_size is {self.pinyin_vocab_size}, but pinyin_units has {num_units} units.")
         if self.projector_type == "pinyin_bridge" and self.pinyin_units is None:
             raise ValueError("projector_type='pinyin_bridge' needs pinyin_units; pass ' '.join(PinyinTokenizer.units).")
 

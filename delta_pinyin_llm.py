@@ -1,10 +1,10 @@
-"""A folder that holds only what was learned, and the names of the two models that it lies on.
+"""A delta: a folder with only the trained weights, and the names of the two base models that they belong to.
 
-    config.json          as of a whole model; `delta` names the bases and counts the adapters
+    config.json          as in a whole model; `delta` names the bases and counts the adapters
     model.safetensors    projector and pinyin table
-    adapter_1, ...       LoRA of the language model, a PEFT folder for each stage that trained it, merged in this order
+    adapter_1, ...       LoRA of the language model, one PEFT folder per stage that trained it, merged in this order
 
-Each adapter is an ordinary PEFT adapter of the language model alone.
+Each adapter is an ordinary PEFT adapter of the language model.
 """
 
 from dataclasses import replace
@@ -15,18 +15,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, resolve_revision
 
-from .audio_tower_pinyin_llm import PinyinLlamaAudioTower
 from .configuration_pinyin_llm import PinyinLlamaConfig
+from .encoder_pinyin_llm import PinyinLlamaAudioTower
 
 
 LEARNED_IN_FULL = ("multi_modal_projector.", "pinyin_embeddings.")
 FOR_LANGUAGE_MODEL = ("quantization_config", "device_map", "attn_implementation")
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
-IN_MODEL, ALONE = "base_model.model.language_model.", "base_model.model."  # how PEFT begins the names of its weights
+IN_MODEL, ALONE = "base_model.model.language_model.", "base_model.model."  # prefixes of PEFT's weight names
 
 
 def name_base(name: str) -> dict[str, str | None]:
-    """The folder or Hub id of a base, and which commit of it, for `PinyinLlamaConfig.delta`."""
+    """The folder or Hub id of a base and its commit, for `PinyinLlamaConfig.delta`."""
     return {"name": str(name), "revision": getattr(resolve_revision(name), "resolved", None)}
 
 
@@ -34,7 +34,7 @@ def read_delta_config(folder, arguments: dict) -> PreTrainedConfig | None:
     """The configuration of a folder of [`save_delta`]; `None` for a whole model.
 
     Args:
-        folder: Folder or Hub id, `None` where `arguments` have the configuration.
+        folder: Folder or Hub id; `None` if `arguments` contain the configuration.
         arguments: Those of `from_pretrained`.
     """
     config = arguments.get("config")
@@ -49,8 +49,8 @@ def _load_base(load, base: dict, folder, **kwargs):
         return load(base["name"], revision=base["revision"], **kwargs)
     except OSError as error:
         raise OSError(
-            f"{folder} holds only what was learned, on {base['name']}, which is not to be had ({error}). "
-            "Put it there, or name its place under `delta` in config.json."
+            f"{folder} is a delta of {base['name']}, which could not be loaded ({error}). "
+            "Put it there, or name another place under `delta` in config.json."
         ) from error
 
 
@@ -62,8 +62,8 @@ def _load_adapters(language_model, folder, count: int, hub: dict) -> tuple[torch
         raise ImportError(f"{folder} holds LoRA adapters, which need peft: pip install peft.") from error
     adapters = []
     for number in range(1, count + 1):
-        place = "/".join(filter(None, (hub.get("subfolder"), f"adapter_{number}")))
-        adapted = PeftModel.from_pretrained(language_model, folder, **hub | {"subfolder": place})
+        subfolder = "/".join(filter(None, (hub.get("subfolder"), f"adapter_{number}")))
+        adapted = PeftModel.from_pretrained(language_model, folder, **hub | {"subfolder": subfolder})
         adapters.append(
             (adapted.peft_config["default"], get_peft_model_state_dict(adapted, save_embedding_layers=False))
         )
@@ -74,14 +74,14 @@ def _load_adapters(language_model, folder, count: int, hub: dict) -> tuple[torch
 def load_delta(model_class, folder, config: PreTrainedConfig, arguments: dict) -> tuple[torch.nn.Module, dict]:
     """A folder of [`save_delta`] -> the whole model, and the keys that are missing or left over.
 
-    The bases come as `dtype` says (float32 without), what was learned as it was saved. The parts are put together where
-    they are: there is never a second copy of a base.
+    The bases are loaded in `dtype` (float32 by default), the trained weights as they were saved. Nothing is copied:
+    there is never a second copy of a base in memory.
 
     Args:
         model_class: `PinyinLlamaForASR`.
         folder: Folder or Hub id.
         config: Its configuration.
-        arguments: Those of `from_pretrained`; the language model gets its `FOR_LANGUAGE_MODEL`.
+        arguments: Those of `from_pretrained`; the language model gets those named in `FOR_LANGUAGE_MODEL`.
 
     Raises:
         OSError: A base, or a file of the folder, is missing.
@@ -96,10 +96,14 @@ def load_delta(model_class, folder, config: PreTrainedConfig, arguments: dict) -
     language_model = _load_base(load, config.delta["language_model"], folder, dtype=dtype, **placed)
     language_model, adapters = _load_adapters(language_model, folder, config.delta["adapters"], hub)
     model = model_class.from_parts(config, tower, language_model)
-    model.adapters, model.generation_config = adapters, GenerationConfig.from_pretrained(folder, **hub)
+    model.delta, model.adapters, model.generation_config = (
+        config.delta,
+        adapters,
+        GenerationConfig.from_pretrained(folder, **hub),
+    )
     try:
         keys = model.load_state_dict(load_file(cached_file(folder, SAFE_WEIGHTS_NAME, **hub)), strict=False)
-    except RuntimeError as error:  # torch's words name the tensors and both shapes
+    except RuntimeError as error:  # torch's message names the tensors and both shapes
         raise ValueError(f"{folder}: {error}") from error
     for part in (model.audio_tower, model.multi_modal_projector, model.pinyin_embeddings):
         part.to(language_model.device)
@@ -108,11 +112,11 @@ def load_delta(model_class, folder, config: PreTrainedConfig, arguments: dict) -
 
 
 def save_delta(model, folder: str | Path) -> None:
-    """Write what was learned since the bases: the LoRA of this stage beside those before it, projector and table.
+    """Write what was trained on top of the bases: the LoRA of this stage and of those before it, projector and table.
 
     Args:
-        model: A `PinyinLlamaForASR` made of bases or loaded from a delta, with PEFT around it where LoRA was trained.
-            Its LoRA is merged.
+        model: A `PinyinLlamaForASR` built on bases or loaded from a delta, wrapped by PEFT if LoRA was trained. Its
+            LoRA is merged.
     """
     adapters = list(model.adapters)
     if hasattr(model, "merge_and_unload"):

@@ -5,26 +5,25 @@ Shape letters: B batch, M mel bins, F mel frames, T encoder frames, D encoder wi
 model, L text length, U pinyin units.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
-from .audio_tower_pinyin_llm import PinyinLlamaAudioTower
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
 from .delta_pinyin_llm import load_delta, name_base, read_delta_config
-from .drafting_pinyin_llm import is_plain_greedy, write_in_passes
-from .projector_pinyin_llm import AudioSlots, PinyinBridge, PoolingProjector, length_mask
+from .encoder_pinyin_llm import PinyinBridge, PinyinLlamaAudioTower, PoolingProjector, Slots, length_mask
+from .generation_pinyin_llm import PinyinLlamaGenerationMixin
 
 
 PROJECTORS = {"pooling": PoolingProjector, "pinyin_bridge": PinyinBridge}
-TOKENS_A_CHARACTER = 3  # UTF-8 bytes of a Han character that the tokenizer does not know
 AUTO_MAP = {
     "AutoConfig": "configuration_pinyin_llm.PinyinLlamaConfig",
     "AutoModel": "modeling_pinyin_llm.PinyinLlamaForASR",
@@ -36,7 +35,7 @@ AUTO_MAP = {
 
 @dataclass
 class PinyinLlamaOutput(ModelOutput):
-    """What `forward` gives.
+    """Output of `forward`.
 
     Args:
         loss: Mean cross-entropy of the labels, plus the weighted CTC loss where pinyin labels were given.
@@ -45,9 +44,9 @@ class PinyinLlamaOutput(ModelOutput):
         cache: Cache of the language model.
         hidden_states: Of the language model, on request.
         attentions: Of the language model, on request.
-        pinyin: (B, N) unit ids that the bridge heard, -1 where a slot is empty.
-        pinyin_times: (B, N, 2) seconds in which each is heard: from its CTC spike to the next, or to the end.
-        pinyin_confidence: (B, N) probability of the unit heard.
+        pinyin: (B, N) unit ids that the bridge recognised, -1 where a slot is empty.
+        pinyin_times: (B, N, 2) start and end of each in seconds: from its CTC spike to the next one, or to the end.
+        pinyin_confidence: (B, N) probability of the unit recognised.
     """
 
     loss: torch.Tensor | None = None
@@ -80,16 +79,16 @@ class PinyinLlamaPreTrainedModel(PreTrainedModel):
         if isinstance(module, PinyinBridge):
             init.copy_(module.composition, module.compose_units(self.config.pinyin_units))
             init.zeros_(module.unit_bias)
-            # The slot starts as pure pinyin, which is what stage 1 has taught the language model to read.
+            # A slot starts as pure pinyin, which the language model has learned to read in stage 1.
             init.zeros_(module.residual.weight)
             init.zeros_(module.residual.bias)
 
 
-class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
+class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, PinyinLlamaGenerationMixin):
     """Speech or pinyin in, characters out.
 
     The prompt holds placeholders (`config.audio_token_id`, `config.pinyin_token_id`); speech projected by
-    `multi_modal_projector` or rows of `pinyin_embeddings` take their places.
+    `multi_modal_projector` or rows of `pinyin_embeddings` replace them.
     """
 
     def __init__(self, config: PinyinLlamaConfig):
@@ -98,8 +97,8 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         self.multi_modal_projector = PROJECTORS[config.projector_type](config)
         self.pinyin_embeddings = nn.Embedding(config.pinyin_vocab_size, config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.delta, config.delta = config.delta, None  # the bases, if known; the model in memory is whole
-        self.adapters: list[tuple] = []  # LoRA already merged into them, for the next delta
+        self.delta: dict | None = None  # names of the two base models, where they are known
+        self.adapters: list[tuple] = []  # LoRA that is merged into them already, for the next delta
         self.post_init()
 
     def get_input_embeddings(self):
@@ -119,37 +118,39 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, *args, **kwargs):
         """As in transformers; the folder loads with trust_remote_code=True where this package is not installed."""
-        from .pipeline_pinyin_llm import CUSTOM_PIPELINES  # the import takes its file along into the folder
+        # transformers copies this file and those it imports: the pipeline belongs to them (lazy, for it imports numpy)
+        from .pipeline_pinyin_llm import CUSTOM_PIPELINES
 
         self.config.auto_map, self.config.custom_pipelines = dict(AUTO_MAP), CUSTOM_PIPELINES
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
-        """As in transformers, but a checkpoint that lacks weights or holds NaN is refused, never filled at random.
+        """As in transformers, but a checkpoint with missing or NaN weights is refused, never completed at random.
 
         Raises:
-            ValueError: The keys that are missing, left over, of another shape, or not finite.
+            ValueError: Names the keys that are missing, unexpected, of another shape, or not finite.
         """
         source = pretrained_model_name_or_path
-        kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}  # both are refused below
+        # Mismatched sizes are let through here, to be refused below with all other problems.
+        kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             if config := read_delta_config(source, kwargs):
                 model, info = load_delta(cls, source, config, kwargs)
             else:
                 model, info = super().from_pretrained(source, *args, **kwargs)
         except SafetensorError as error:
-            raise ValueError(f"{source}: broken safetensors ({error}). Fetch it again.") from error
+            raise ValueError(f"{source}: damaged safetensors ({error}). Download it again.") from error
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         tensors = [*model.named_parameters(), *model.named_buffers()]
-        # quantized tensors are classes of their own, which know no isfinite
+        # Quantized tensors are classes of their own, without isfinite.
         plain = [(name, t) for name, t in tensors if t.device.type != "meta" and type(t.data) is torch.Tensor]
         broken = [name for name, t in plain if not t.isfinite().all()]
         if broken:
             problems["not finite"] = broken
         if problems:
             report = "; ".join(f"{kind}: {', '.join(keys[:8])} ({len(keys)})" for kind, keys in problems.items())
-            raise ValueError(f"{source} is no whole PinyinLLM checkpoint. {report}. Fetch it again.")
+            raise ValueError(f"{source} is not a complete PinyinLLM checkpoint. {report}. Download it again.")
         return (model, info) if output_loading_info else model
 
     @classmethod
@@ -163,7 +164,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_parts(cls, config: PinyinLlamaConfig, audio_tower, language_model):
-        """The model around parts that are in memory already, of which nothing is copied; the rest is untrained, float32."""
+        """The model around two parts that are in memory, without copying them; all else is untrained, in float32."""
+        config = copy.deepcopy(config)
+        config.delta = None  # a delta describes a folder; the model in memory is whole
         with torch.device("meta"):
             model = cls(config)
         model.audio_tower, model.language_model = audio_tower, language_model
@@ -173,24 +176,24 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             part.apply(model._init_weights)
         return model
 
-    def get_pinyin_features(self, pinyin_ids: torch.Tensor) -> AudioSlots:
-        """(B, N) or (B, N, K) unit ids, -1 for none -> slots that read the mean of the rows named.
+    def get_pinyin_features(self, pinyin_ids: torch.Tensor) -> Slots:
+        """(B, N) or (B, N, K) unit ids, -1 for none -> slots with the mean of the table rows named.
 
-        K ids in a slot stand for a syllable without its tone, or for one that was heard between two units.
+        K ids in a slot stand for a syllable without its tone, or for one recognised as something between units.
         """
         ids = pinyin_ids.reshape(*pinyin_ids.shape[:2], -1)
         named = (ids >= 0).unsqueeze(-1)
         rows = self.pinyin_embeddings(ids.clamp(min=0)) * named  # B, N, K, H
         vectors = rows.sum(2) / named.sum(2).clamp(min=1)
         filled = named.any(2).squeeze(-1)
-        return AudioSlots(vectors=vectors, filled=filled, bound=filled.sum(-1))
+        return Slots(vectors=vectors, filled=filled, counts=filled.sum(-1))
 
     def get_audio_features(
         self,
         input_features: torch.Tensor | None = None,
         input_features_mask: torch.Tensor | None = None,
         audio_hidden_states: torch.Tensor | None = None,
-    ) -> AudioSlots:
+    ) -> Slots:
         """(B, M, F) log-mel (or its cached encoder output, (B, T, D)) and (B, F) mask -> slots (B, N, H)."""
         if audio_hidden_states is None:
             audio_hidden_states = self.audio_tower(input_features, input_features_mask)
@@ -198,35 +201,40 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
         frames = num_encoder_frames(mel_frames)
         audio_hidden_states = audio_hidden_states.to(self.pinyin_embeddings.weight.dtype)
         slots = self.multi_modal_projector(audio_hidden_states, frames, self.pinyin_embeddings.weight)
-        slots.bound = num_audio_slots(mel_frames, self.config.projector_stride)
+        slots.counts = num_audio_slots(mel_frames, self.config.projector_stride)
         return slots
 
-    def _fill(self, token_id, slots, input_ids, inputs_embeds, attention_mask):
+    def _fill_placeholders(self, token_id, slots, input_ids, inputs_embeds, attention_mask):
         """Put `slots` where `input_ids` has `token_id`; empty slots are masked out of attention."""
-        places = input_ids == token_id
-        counts = places.sum(-1)
-        if not torch.equal(counts, slots.bound):
+        is_placeholder = input_ids == token_id
+        counts = is_placeholder.sum(-1)
+        if not torch.equal(counts, slots.counts):
             raise ValueError(
-                f"Expected {slots.bound.tolist()} placeholders (id {token_id}) in the rows of input_ids, found "
+                f"Expected {slots.counts.tolist()} placeholders (id {token_id}) in the rows of input_ids, found "
                 f"{counts.tolist()}. Let PinyinLlamaProcessor make input_ids and features together."
             )
-        offered = length_mask(slots.bound, slots.vectors.shape[1])
+        offered = length_mask(slots.counts, slots.vectors.shape[1])
         vectors = slots.vectors[offered].to(inputs_embeds.dtype)
-        inputs_embeds = inputs_embeds.masked_scatter(places.unsqueeze(-1), vectors)
+        inputs_embeds = inputs_embeds.masked_scatter(is_placeholder.unsqueeze(-1), vectors)
         filled = slots.filled[offered].to(attention_mask.dtype)
-        return inputs_embeds, attention_mask.masked_scatter(places, filled)
+        return inputs_embeds, attention_mask.masked_scatter(is_placeholder, filled)
 
     def merge_inputs(self, input_ids, attention_mask, slots_by_token):
         """Token ids with placeholders -> (inputs_embeds (B, L, H), attention_mask (B, L), or `None` without slots)."""
         placeholders = (input_ids == self.config.audio_token_id) | (input_ids == self.config.pinyin_token_id)
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(placeholders, 0))
-        if attention_mask is None and slots_by_token:  # in a cached step, ones for the new token would hide the cache
+        if (
+            attention_mask is None and slots_by_token
+        ):  # in a cached step a mask of the new token alone would hide the cache
             attention_mask = torch.ones_like(input_ids)
         for token_id, slots in slots_by_token.items():
-            inputs_embeds, attention_mask = self._fill(token_id, slots, input_ids, inputs_embeds, attention_mask)
+            inputs_embeds, attention_mask = self._fill_placeholders(
+                token_id, slots, input_ids, inputs_embeds, attention_mask
+            )
         return inputs_embeds, attention_mask
 
-    def _slots(self, pinyin_ids, input_features, input_features_mask, audio_hidden_states) -> dict[int, AudioSlots]:
+    def collect_slots(self, pinyin_ids, input_features, input_features_mask, audio_hidden_states) -> dict[int, Slots]:
+        """The slots of whatever is given, by the placeholder that they fill."""
         slots = {}
         if input_features is not None or audio_hidden_states is not None:
             slots[self.config.audio_token_id] = self.get_audio_features(
@@ -267,15 +275,15 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             labels: (B, L), -100 on what is not to be learned.
             logits_to_keep: Logits (and loss) of the last positions only; 0 keeps all.
         """
-        slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
-        heard = slots.get(self.config.audio_token_id)
-        values = dict(heard.pinyin) if heard is not None else {}
+        slots = self.collect_slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
+        speech = slots.get(self.config.audio_token_id)
+        values = dict(speech.recognized) if speech is not None else {}
         if pinyin_labels is not None:
-            values["ctc_loss"] = self._ctc_loss(heard, pinyin_labels, kwargs.get("num_items_in_batch"))
+            values["ctc_loss"] = self._ctc_loss(speech, pinyin_labels, kwargs.get("num_items_in_batch"))
         if input_ids is not None or inputs_embeds is not None:
             if inputs_embeds is None:
                 inputs_embeds, attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
-            values |= self._read(
+            values |= self._language_model_pass(
                 inputs_embeds,
                 attention_mask,
                 labels,
@@ -289,10 +297,12 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             values["loss"] = weighted if values.get("loss") is None else values["loss"] + weighted
         return PinyinLlamaOutput(**values)
 
-    def _read(self, inputs_embeds, attention_mask, labels, position_ids, cache, logits_to_keep, **kwargs) -> dict:
+    def _language_model_pass(
+        self, inputs_embeds, attention_mask, labels, position_ids, cache, logits_to_keep, **kwargs
+    ) -> dict:
         """The language model's part of `forward`, as fields of its output."""
         if self.training and attention_mask is not None and labels is not None:
-            inputs_embeds, attention_mask, labels = drop_empty(attention_mask, inputs_embeds, labels)
+            inputs_embeds, attention_mask, labels = drop_masked(attention_mask, inputs_embeds, labels)
         if position_ids is None and attention_mask is not None and cache is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
@@ -314,99 +324,23 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, GenerationMixin):
             del values["logits"]  # the largest tensor of the step, and mixed precision would copy it to float32
         return values
 
-    def _ctc_loss(self, heard: AudioSlots | None, pinyin_labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
+    def _ctc_loss(self, speech: Slots | None, pinyin_labels: torch.Tensor, num_items_in_batch) -> torch.Tensor:
         """The bridge's loss on the units spoken, (B, N) with -100 for none."""
-        if heard is None or heard.log_probs is None:
+        if speech is None or speech.log_probs is None:
             raise ValueError(
-                "pinyin_labels teach the bridge what speech says: expected input_features and "
-                f"projector_type='pinyin_bridge', found {'no speech' if heard is None else 'a pooling projector'}."
+                "pinyin_labels train the bridge: expected input_features and projector_type='pinyin_bridge', found "
+                f"{'no speech' if speech is None else 'a pooling projector'}."
             )
-        return self.multi_modal_projector.ctc_loss(heard.log_probs, heard.frames, pinyin_labels, num_items_in_batch)
-
-    def _placeholders_in_vocabulary(self) -> list[int]:
-        """Placeholders that could be written: some language models have more rows than their tokenizer has tokens."""
-        return [i for i in (self.config.audio_token_id, self.config.pinyin_token_id) if i < self.config.vocab_size]
-
-    def _is_bounded(self, kwargs: dict) -> bool:
-        """Whether the call or a generation config says how long an answer may be."""
-        given = kwargs.get("generation_config") or self.generation_config
-        sources = (kwargs, vars(given), vars(self.generation_config))
-        return any(source.get(name) is not None for source in sources for name in ("max_new_tokens", "max_length"))
-
-    def _searches_beams(self, kwargs: dict) -> bool:
-        config = kwargs.get("generation_config") or self.generation_config
-        return (kwargs.get("num_beams") or config.num_beams or 1) > 1
-
-    def _units_of(self, slots: dict[int, AudioSlots], pinyin_ids: torch.Tensor | None) -> torch.Tensor:
-        """What a constraint is bound to: the probabilities heard, or the ids typed."""
-        (filling,) = slots.values()
-        units = filling.units if filling.units is not None else pinyin_ids
-        if units is None:
-            raise ValueError(
-                f"projector_type={self.config.projector_type!r} hears no pinyin: expected pinyin_ids or a pinyin_bridge "
-                "for pinyin_constraint. Leave the constraint out."
-            )
-        return units
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        input_features: torch.Tensor | None = None,
-        input_features_mask: torch.Tensor | None = None,
-        audio_hidden_states: torch.Tensor | None = None,
-        audio_slots: AudioSlots | None = None,
-        pinyin_ids: torch.LongTensor | None = None,
-        pinyin_constraint=None,
-        logits_processor=None,
-        **kwargs,
-    ):
-        """Characters for speech or pinyin: `GenerationMixin.generate` after the slots are filled once.
-
-        Args:
-            audio_slots: What `get_audio_features` gave for the speech, in place of its features.
-            pinyin_constraint: A [`PinyinConstraint`]: each slot may only write what can be read so.
-            **kwargs: As in `GenerationMixin.generate` (`num_beams`, ...); by default an answer may take as many tokens as
-                a character for each slot can need.
-
-        Returns:
-            Token ids, prompt included, as in every decoder-only model.
-        """
-        plain = logits_processor is None and is_plain_greedy(self.generation_config, kwargs)
-        config = kwargs.get("generation_config") or self.generation_config
-        if placeholders := self._placeholders_in_vocabulary():
-            suppressed = kwargs.get("suppress_tokens", config.suppress_tokens) or []
-            kwargs["suppress_tokens"] = [*suppressed, *placeholders]
-        slots = self._slots(pinyin_ids, input_features, input_features_mask, audio_hidden_states)
-        if audio_slots is not None:
-            slots[self.config.audio_token_id] = audio_slots
-        if slots:
-            kwargs["inputs_embeds"], attention_mask = self.merge_inputs(input_ids, attention_mask, slots)
-            if not self._is_bounded(kwargs):
-                most = max(int(filling.bound.max()) for filling in slots.values())
-                kwargs["max_new_tokens"] = TOKENS_A_CHARACTER * most + 2
-        if pinyin_constraint is not None:
-            beams = self._searches_beams(kwargs)
-            bound = pinyin_constraint.bind(self._units_of(slots, pinyin_ids), input_ids.shape[1], beams)
-            if beams and config.length_penalty is None:
-                # a sum: by the mean, a character of three tokens would go before one of one token
-                kwargs.setdefault("length_penalty", 0.0)
-            if plain:
-                return write_in_passes(self, input_ids, kwargs["inputs_embeds"], attention_mask, bound)
-            logits_processor = [*(logits_processor or []), bound]
-        return super().generate(
-            input_ids=input_ids, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs
-        )
+        return self.multi_modal_projector.ctc_loss(speech.log_probs, speech.frames, pinyin_labels, num_items_in_batch)
 
 
-def drop_empty(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor, labels: torch.Tensor):
-    """Embeddings (B, L, H), mask and labels (B, L) without the positions that nothing attends to, padded on the left.
+def drop_masked(attention_mask: torch.Tensor, inputs_embeds: torch.Tensor, labels: torch.Tensor):
+    """Embeddings (B, L, H), mask and labels (B, L) without the masked positions, padded on the left.
 
     A bridge fills a third of its slots; the others need not go through the language model.
     """
     longest = int(attention_mask.sum(-1).max())
-    kept = attention_mask.argsort(dim=-1, stable=True)[:, -longest:]  # B, K: what is masked comes first
+    kept = attention_mask.argsort(dim=-1, stable=True)[:, -longest:]  # B, L -> B, K: masked positions sort first
     embeds = inputs_embeds.take_along_dim(kept.unsqueeze(-1), 1)
     return embeds, attention_mask.gather(1, kept), labels.gather(1, kept)
 

@@ -1,7 +1,7 @@
-"""Which characters follow each other in text: trigrams beside the language model (shallow fusion).
+"""Which characters follow each other in text: trigrams that support the language model (shallow fusion).
 
-A small language model forgets the rare words that it has read; counts forget nothing, and take seconds to make. Interpolated
-Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999).
+A small language model forgets the rare words that it has read; counts forget nothing, and take seconds to make.
+Smoothing is interpolated Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999).
 
 Shape letters: C characters, B bigrams, T trigrams that are kept.
 """
@@ -15,30 +15,31 @@ from safetensors.numpy import load_file, save_file
 
 
 FILE_NAME = "ngrams.safetensors"
-START = "\n"  # stands before every line, twice
+START = "\n"  # precedes every line, twice
 BITS = 21  # of a code point
 LAST, LAST_TWO = (1 << BITS) - 1, (1 << 2 * BITS) - 1
-FEW = 0.75  # taken from each count where there are too few to tell
-CHARACTERS_AT_ONCE = 5_000_000  # sorted in half a gigabyte
+DEFAULT_DISCOUNT = 0.75  # where there are too few counts to estimate one
+CHARACTERS_AT_ONCE = 5_000_000  # sorting them takes half a gigabyte
 
 
 @dataclass(eq=False)
 class CharacterNgrams:
-    """What follows a character, or two, by how much of the probability; the rest is what one character less says.
+    """The probabilities of the next character after one or two others; what is left over goes to the shorter context.
 
-    Bigrams stand in the order of their two characters, trigrams in the order of their first two as bigrams.
+    Bigrams are sorted by their two characters, trigrams by the bigram of their first two.
 
     Args:
         characters: (C,) uint32 code points, ascending.
         unigrams: (C,) float32 probabilities.
-        bigram_counts: (C,) int32, how many bigrams begin with a character.
+        bigram_counts: (C,) int32, number of bigrams that begin with a character.
         bigrams: (B,) uint16 number of the second character.
-        bigram_shares: (B,) float16, logarithm of its own share of the probability; -inf where a bigram only has trigrams.
-        bigram_rest: (C,) float32, what is left for the unigrams.
-        trigram_counts: (B,) uint16, how many trigrams begin with a bigram.
+        bigram_shares: (B,) float16, log of its share of the probability; -inf if it only serves as a context of
+            trigrams.
+        bigram_rest: (C,) float32, probability left for the unigrams.
+        trigram_counts: (B,) uint16, number of trigrams that begin with a bigram.
         trigrams: (T,) uint16 number of the third character.
         trigram_shares: (T,) float16, logarithms.
-        trigram_rest: (B,) float16, what is left for the bigrams.
+        trigram_rest: (B,) float16, probability left for the bigrams.
     """
 
     characters: np.ndarray
@@ -59,17 +60,19 @@ class CharacterNgrams:
 
     @classmethod
     def from_lines(cls, lines: Iterable[str], least: int = 2) -> "CharacterNgrams":
-        """Count the lines. Trigrams that came less than `least` times are forgotten.
+        """Count the lines. Trigrams that occur less than `least` times are dropped.
 
         Raises:
-            ValueError: There is no line.
+            ValueError: There are no lines.
         """
         keys, counts = _count_trigrams(lines)
         if not len(keys):
             raise ValueError("Expected lines of text to count, found none.")
         characters = np.unique(np.concatenate([keys & LAST, keys >> BITS & LAST]))
         contexts = np.unique(np.concatenate([keys >> BITS, keys & LAST_TWO]))
-        pairs, before = np.unique(keys & LAST_TWO, return_counts=True)  # of how many characters: Kneser and Ney's idea
+        pairs, before = np.unique(
+            keys & LAST_TWO, return_counts=True
+        )  # after how many characters: Kneser and Ney's idea
         singles, before_pairs = np.unique(pairs & LAST, return_counts=True)
         unigrams = np.full(len(characters), 0.5)
         unigrams[np.searchsorted(characters, singles)] = before_pairs
@@ -100,7 +103,7 @@ class CharacterNgrams:
         save_file({field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}, path)
 
     def log_probs(self, before: str) -> np.ndarray:
-        """The characters before, of which two count -> (C,) float32 log-probabilities of the next."""
+        """The characters before, the last two of which count -> (C,) float32 log-probabilities of the next."""
         first, second = (self.numbers.get(character) for character in (2 * START + before)[-2:])
         if second is None:
             return np.log(self.unigrams)
@@ -114,19 +117,19 @@ class CharacterNgrams:
         return np.log(found)
 
     def _find(self, first: int | None, second: int) -> int | None:
-        """The number of a bigram, if it ever came."""
+        """The index of a bigram, if it ever occurred."""
         if first is None:
             return None
         start, end = self.bigram_starts[first : first + 2]
-        place = start + np.searchsorted(self.bigrams[start:end], second)
-        return place if place < end and self.bigrams[place] == second else None
+        index = start + np.searchsorted(self.bigrams[start:end], second)
+        return index if index < end and self.bigrams[index] == second else None
 
 
 class MixedNgrams:
-    """Two of them in one: a share of the probability is the topic's, the rest is the general one's.
+    """A mixture: the topic's n-grams have a share of the probability, the general ones the rest.
 
     Args:
-        general, topic: Each a [`CharacterNgrams`], or a mixture itself.
+        general, topic: Each a [`CharacterNgrams`], or itself a mixture.
         share: Of the topic, 0 to 1.
     """
 
@@ -134,34 +137,34 @@ class MixedNgrams:
         self.general, self.topic, self.share = general, topic, share
         new = topic.numbers.keys() - general.numbers.keys()
         self.numbers = general.numbers | {c: number for number, c in enumerate(sorted(new), len(general.numbers))}
-        self._places = np.array([self.numbers[character] for character in topic.numbers])
+        self._topic_numbers = np.array([self.numbers[character] for character in topic.numbers])
 
     def log_probs(self, before: str) -> np.ndarray:
         """As [`CharacterNgrams.log_probs`]."""
         found = np.zeros(len(self.numbers), np.float32)
         found[: len(self.general.numbers)] = (1 - self.share) * np.exp(self.general.log_probs(before))
-        found[self._places] += self.share * np.exp(self.topic.log_probs(before))
+        found[self._topic_numbers] += self.share * np.exp(self.topic.log_probs(before))
         return np.log(found)
 
     def save(self, path: str | Path) -> None:
-        """The general ones alone: a topic is no part of a model."""
+        """Save the general n-grams only: a topic is not part of a model."""
         self.general.save(path)
 
 
 def _count_trigrams(lines: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """-> (T,) trigrams as three code points in an int64, ascending, and how often each came."""
+    """Lines -> (T,) trigrams, each three code points in an int64, ascending, and their counts."""
     keys, counts = np.empty(0, np.int64), np.empty(0, np.int64)
     for text in _parts(lines):
         codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64)
         found = codes[:-2] << 2 * BITS | codes[1:-1] << BITS | codes[2:]
         found, times = np.unique(found[codes[2:] != ord(START)], return_counts=True)
-        keys, places = np.unique(np.concatenate([keys, found]), return_inverse=True)
-        counts = np.bincount(places, np.concatenate([counts, times])).astype(np.int64)
+        keys, indices = np.unique(np.concatenate([keys, found]), return_inverse=True)
+        counts = np.bincount(indices, np.concatenate([counts, times])).astype(np.int64)
     return keys, counts
 
 
 def _parts(lines: Iterable[str]) -> Iterator[str]:
-    """Lines behind their START characters, as many together as are sorted at once."""
+    """Lines with their START characters, joined into texts of the size that is sorted at once."""
     part, size = [], 0
     for line in lines:
         part.append(f"{2 * START}{line}")
@@ -174,16 +177,16 @@ def _parts(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _discount(contexts: np.ndarray, counts: np.ndarray, known: np.ndarray, least: int = 1):
-    """How often something came behind its context -> its share of the probability there, and what is left in each context.
+    """Counts of events after their contexts -> their shares of the probability, and what is left in each context.
 
-    From each count the same is taken away (Ney, Essen and Kneser 1994); what came less than `least` times has no share.
+    The same discount is taken from each count (Ney, Essen and Kneser 1994); counts under `least` get no share.
     """
     once, twice = (np.count_nonzero(counts == times) for times in (1, 2))
-    discount = once / (once + 2 * twice) if once and twice else FEW
-    places = np.searchsorted(known, contexts)
-    totals = np.bincount(places, counts, len(known))
-    shares = np.where(counts >= least, (counts - discount) / totals[places], 0.0)
-    return shares, 1.0 - np.bincount(places, shares, len(known))
+    discount = once / (once + 2 * twice) if once and twice else DEFAULT_DISCOUNT
+    indices = np.searchsorted(known, contexts)
+    totals = np.bincount(indices, counts, len(known))
+    shares = np.where(counts >= least, (counts - discount) / totals[indices], 0.0)
+    return shares, 1.0 - np.bincount(indices, shares, len(known))
 
 
 def _sizes(contexts: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -19,10 +19,11 @@ from .tokenization_pinyin_llm import PinyinTokenizer
 AUDIO_TOKEN = "<|audio|>"
 PINYIN_TOKEN = "<|pinyin|>"
 IGNORED = -100
-HOP_LENGTH = 160  # samples a mel frame
-STFT_REACH = 200  # half a window: zeros behind the clip keep the reflection of its end out of its last frames
+HOP_LENGTH = 160  # samples per mel frame
+STFT_REACH = 200  # half a window: zeros after the clip keep the reflection of its end out of its last frames
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-FRAME_STEP = 50  # batches are half seconds long: for each new shape oneDNN compiles kernels (12 ms a clip in bfloat16)
+# Batches are multiples of half a second long: oneDNN compiles kernels for every new shape (12 ms per clip in bfloat16).
+FRAME_STEP = 50
 
 
 class PinyinLlamaProcessor(ProcessorMixin):
@@ -30,11 +31,11 @@ class PinyinLlamaProcessor(ProcessorMixin):
 
     Args:
         feature_extractor: WhisperFeatureExtractor of the audio tower.
-        tokenizer: The language model's; the two placeholders are added behind its vocabulary.
-        prompt: What the language model reads before it writes; `{slot}` is where speech or pinyin goes. Ours: the
-            paper does not give its prompt.
+        tokenizer: The language model's; the two placeholders are added after its vocabulary.
+        prompt: The text before the answer; `{slot}` is where speech or pinyin goes. The paper does not give its prompt,
+            so this one is ours.
         projector_stride: As in the model's configuration.
-        pinyin_units: The 1417 syllables with blanks between; by default those of this release.
+        pinyin_units: The 1417 syllables separated by spaces; by default those of this release.
     """
 
     _auto_class = "AutoProcessor"
@@ -62,14 +63,15 @@ class PinyinLlamaProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """With the n-grams that lie in the folder, if any do (count_ngrams.py)."""
+        """With the n-grams of the folder, if it has any (training/count_ngrams.py)."""
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         where["_raise_exceptions_for_missing_entries"] = False
         try:
             path = cached_file(pretrained_model_name_or_path, FILE_NAME, **where)
         except OSError as error:
-            warnings.warn(f"{FILE_NAME} could not be looked for ({error}); with it beams write better.", stacklevel=2)
+            message = f"{FILE_NAME} could not be looked up ({error}); beam search is more accurate with it."
+            warnings.warn(message, stacklevel=2)
             path = None
         if path:
             processor.ngrams = CharacterNgrams.load(path)
@@ -78,7 +80,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
     def save_pretrained(self, save_directory, **kwargs):
         path = Path(save_directory, FILE_NAME)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.ngrams:  # first of all: what is saved may be pushed to the Hub at once
+        if self.ngrams:  # first, because super() may push the folder to the Hub
             self.ngrams.save(path)
         else:
             path.unlink(missing_ok=True)
@@ -94,16 +96,16 @@ class PinyinLlamaProcessor(ProcessorMixin):
         padding: bool | str = True,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Prompts for speech or for pinyin, with answers to learn from if `text` is given.
+        """Prompts for speech or for pinyin, with answers for training if `text` is given.
 
         Args:
             audio: One clip or a list: paths, arrays (samples,) / (channels, samples) with `sampling_rate` in Hz, or the
                 clips of `datasets`: decoders, or {"array": ..., "sampling_rate": ...}.
-            text: The characters spoken, one string a clip or row: adds them and `labels` (-100 on the prompt).
+            text: The characters spoken, one string per clip or row: adds them and `labels` (-100 on the prompt).
             pinyin: One row or a list: written syllables ("ni3 hao3", "ni hao", "nǐ hǎo"), or lists of unit ids (a
                 tuple of ids for a syllable without tone).
             sampling_rate: Of the arrays.
-            padding_side: "left" to generate; "right" to learn, where causal attention needs no mask for it.
+            padding_side: "left" for generation; "right" for training, where causal attention needs no mask.
 
         Returns:
             input_ids and attention_mask (B, L); input_features (B, M, F) float32 and
@@ -115,7 +117,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
         """
         if padding not in (True, "longest"):
             raise ValueError(
-                f"padding must be True or 'longest', found {padding!r}: rows are as long as the longest one."
+                f"padding must be True or 'longest', found {padding!r}: rows are padded to the longest one."
             )
         if return_tensors != "pt":
             raise ValueError(f"return_tensors must be 'pt', found {return_tensors!r}.")
@@ -125,31 +127,31 @@ class PinyinLlamaProcessor(ProcessorMixin):
         token_id = self.audio_token_id if pinyin is None else self.pinyin_token_id
         texts = [text] if isinstance(text, str) else text
         if texts is not None and len(texts) != len(counts):
-            raise ValueError(f"Expected one text a row, found {len(texts)} texts for {len(counts)} rows.")
+            raise ValueError(f"Expected one text per row, found {len(texts)} texts for {len(counts)} rows.")
         return BatchFeature({**self.make_prompts(token_id, counts, texts, padding_side), **data})
 
     @lru_cache(maxsize=4)  # noqa: B019  (a processor lives as long as the process)
     def _prompt_ids(self, prompt: str) -> tuple[list[int], list[int]]:
-        """Token ids before and behind the slot."""
-        before, behind = prompt.split("{slot}")
+        """Token ids before and after the slot."""
+        before, after = prompt.split("{slot}")
         ids = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         ids += self.tokenizer(before, add_special_tokens=False).input_ids if before else []
-        return ids, self.tokenizer(behind, add_special_tokens=False).input_ids if behind else []
+        return ids, self.tokenizer(after, add_special_tokens=False).input_ids if after else []
 
     @lru_cache(maxsize=65536)  # noqa: B019
     def _character_ids(self, character: str) -> tuple[int, ...]:
         return tokenize_characters(self.tokenizer, [character])[0]
 
     def _answer_ids(self, text: str) -> list[int]:
-        """Character by character, as the constraint writes it."""
+        """Character by character, as a constraint decodes it."""
         return [token for character in text for token in self._character_ids(character)]
 
     def make_prompts(
         self, token_id: int, counts: list[int], texts: list[str] | None = None, padding_side: str = "left"
     ) -> dict[str, torch.Tensor]:
         """Prompts with `counts[b]` placeholders each -> input_ids, attention_mask (B, L) and labels."""
-        before, behind = self._prompt_ids(self.prompt)
-        rows = [[*before, *[token_id] * count, *behind] for count in counts]
+        before, after = self._prompt_ids(self.prompt)
+        rows = [[*before, *[token_id] * count, *after] for count in counts]
         answers = [[]] * len(rows)
         if texts is not None:
             answers = [[*self._answer_ids(text), self.tokenizer.eos_token_id] for text in texts]
@@ -216,7 +218,7 @@ class PinyinLlamaProcessor(ProcessorMixin):
         return PinyinConstraint(self.tokenizer, self.pinyin_tokenizer, *settings)
 
     def decode_answers(self, sequences: torch.Tensor, prompt_length: int) -> list[str]:
-        """(B, L) ids of `generate` -> what was written behind the prompt."""
+        """(B, L) ids of `generate` -> the text after the prompt of each row."""
         texts = self.tokenizer.batch_decode(sequences[:, prompt_length:], skip_special_tokens=True)
         return [text.strip() for text in texts]
 

@@ -1,8 +1,8 @@
 """Pinyin units: characters and written syllables -> ids of the 1417-row pinyin table.
 
-The paper (arXiv 2409.16005) gives the number 1417 but not the list. Ours is every reading that the 8105
-characters of the 通用规范汉字表 have in Unihan's kTGHZ2013 and kHanyuPinlu, less 13 interjections that are no
-syllables (hm, m, n, ng, ê); `corpora/pinyin_units.py` rebuilds it.
+The paper (arXiv 2409.16005) gives the number 1417 but not the list. Ours has every reading of the 8105 characters of
+the 通用规范汉字表 in Unihan's kTGHZ2013 and kHanyuPinlu, except 13 interjections that are not syllables (hm, m, n, ng, ê);
+`corpora/pinyin_units.py` rebuilds it.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ NUM_PINYIN_UNITS = 1417
 PINYIN_UNITS_FILE = "pinyin_units.txt"
 PINYIN_UNITS_SHA256 = "c0d60a46e85c8fe61674e6333c7451a1310700f1137dfa1d1ca02b56a93c3dbd"
 
-# Syllables that pypinyin can emit and that have no row of their own: the sound that a listener takes them for.
+# Syllables that pypinyin can emit but that have no row of their own, and the unit that they sound most like.
 ALIASES = {
     **{f"{odd}{tone}": f"{usual}{tone}" for tone in "12345"
        for odd, usual in {"ei": "e", "ê": "e", "m": "mu", "n": "en", "ng": "en", "chua": "hua", "nun": "nen",
@@ -30,13 +30,14 @@ ALIASES = {
 }  # fmt: skip
 TONES_BY_NUMBER_OF_UNITS = "41325"
 TONE_MARKS = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4"}
+VOWEL_MARKS = {"a": "āáǎà", "e": "ēéěè", "i": "īíǐì", "o": "ōóǒò", "u": "ūúǔù", "ü": "ǖǘǚǜ"}
 SYLLABLE = re.compile(r"([a-zê]+(?:ü[a-z]*)?|ü[a-z]*)([0-5]?)")
-LUE_NUE = re.compile("(?<=^[ln])ue")  # as keyboards without ü write it; no other syllable is spelled so
+LUE_NUE = re.compile("(?<=^[ln])ue")  # lüe and nüe typed without ü; no other syllable is spelled like this
 HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
 class PinyinError(ValueError):
-    """A character or syllable that has no pinyin unit, or a unit list that is not the frozen one."""
+    """A character or syllable without a pinyin unit, or a unit list that is not the frozen one."""
 
 
 @cache
@@ -60,7 +61,7 @@ class PinyinTokenizer:
         if digest != PINYIN_UNITS_SHA256:
             raise PinyinError(
                 f"The pinyin units are not the frozen list: expected {NUM_PINYIN_UNITS} units with sha256 "
-                f"{PINYIN_UNITS_SHA256}, found {len(units)} with {digest}. Restore {PINYIN_UNITS_FILE} from the release."
+                f"{PINYIN_UNITS_SHA256}, found {len(units)} with {digest}. Restore {PINYIN_UNITS_FILE}."
             )
         self.units = units
         self.ids = {unit: i for i, unit in enumerate(units)}
@@ -70,33 +71,44 @@ class PinyinTokenizer:
 
     @classmethod
     def from_file(cls, path: str | Path | None = None) -> "PinyinTokenizer":
-        """Read one unit a line (UTF-8); by default those of this release."""
+        """Read one unit per line (UTF-8); by default the list of this release."""
         path = Path(path or Path(__file__).with_name(PINYIN_UNITS_FILE))
         return cls(path.read_text(encoding="utf-8").split())
 
     def __len__(self) -> int:
         return len(self.units)
 
+    @staticmethod
+    def accented(unit: str) -> str:
+        """hao3 -> hǎo: the mark goes on a or e, on the o of ou, else on the last vowel."""
+        base, tone = unit[:-1], unit[-1:]
+        if tone not in ("1", "2", "3", "4"):
+            return base
+        marked = next((base.index(v) for v in ("a", "e", "ou") if v in base), max(base.rfind(v) for v in VOWEL_MARKS))
+        if marked < 0:
+            return base
+        return base[:marked] + VOWEL_MARKS[base[marked]][int(tone) - 1] + base[marked + 1 :]
+
     def syllable_to_id(self, syllable: str) -> int:
-        """A toned TONE3 syllable -> its id, by alias or by another tone of the same base where it has no row.
+        """A toned TONE3 syllable -> its id; without a row of its own, that of an alias or of another tone of its base.
 
         Raises:
-            PinyinError: No Mandarin syllable.
+            PinyinError: Not a Mandarin syllable.
         """
         syllable = ALIASES.get(syllable, syllable)
         tones = (syllable[-1:], *TONES_BY_NUMBER_OF_UNITS)
         for candidate in (syllable[:-1] + tone for tone in tones):
             if candidate in self.ids:
                 return self.ids[candidate]
-        raise PinyinError(f"{syllable!r} is no Mandarin syllable. Write it like 'ni3', 'lü4' or 'zhong1'.")
+        raise PinyinError(f"{syllable!r} is not a Mandarin syllable. Write it like 'ni3', 'lü4' or 'zhong1'.")
 
     def encode_syllables(self, text: str, errors: str = "raise") -> list[tuple[int, ...]]:
-        """Written pinyin, syllables apart ("ni3 hao3", "ni hao", "nǐ hǎo") -> the ids each may stand for.
+        """Written pinyin, syllables separated ("ni3 hao3", "ni hao", "nǐ hǎo") -> the ids each may stand for.
 
         Args:
-            text: Syllables separated by blanks or apostrophes. v and u: are read as ü, lue and nue as lüe and nüe,
+            text: Syllables separated by spaces or apostrophes. v and u: are read as ü, lue and nue as lüe and nüe,
                 tone 0 as neutral.
-            errors: "raise", or "ignore" to leave out what is no syllable.
+            errors: "raise", or "ignore" to leave out anything that is not a syllable.
 
         Returns:
             For each syllable one id, or all tones of its base where no tone is written.
@@ -120,17 +132,19 @@ class PinyinTokenizer:
             base, tone = match[1], (marks or match[2]).replace("0", "5")
             if not tone and base in self.bases:
                 return self.bases[base]
-            with suppress(PinyinError):  # it would name the syllable as we spell it, not as it was typed
+            with suppress(PinyinError):  # the error below names the syllable as it was typed
                 return (self.syllable_to_id(base + (tone or "5")),)
-        raise PinyinError(f"{written!r} is no pinyin syllable. Write syllables apart, like 'ni3', 'ni' or 'nǐ'.")
+        raise PinyinError(
+            f"{written!r} is not a pinyin syllable. Separate syllables by spaces, like 'ni3', 'ni' or 'nǐ'."
+        )
 
     def encode_characters(self, text: str, errors: str = "ignore") -> tuple[str, list[int | None]]:
-        """Characters -> one unit each, polyphones read by the phrase they stand in (pypinyin).
+        """Characters -> one unit each; polyphones are read by the phrase they are in (pypinyin).
 
         Args:
             text: Any text.
-            errors: What happens to a character without a reading: "ignore" leaves it out of both results, "raise"
-                raises, "keep" keeps it with the id `None`.
+            errors: For a character without a reading: "ignore" leaves it out of both results, "raise" raises, "keep"
+                keeps it with the id `None`.
 
         Returns:
             The characters that were kept and their unit ids; the two always have the same length.
@@ -147,7 +161,7 @@ class PinyinTokenizer:
         return "".join(c for c, _ in kept), [i for _, i in kept]
 
     def _read_run(self, run: str) -> list[int | None]:
-        """Han only, or non-Han only: pypinyin keeps one reading a character in the first alone (a known trap)."""
+        """The units of a run of Han or of non-Han; only in runs of Han does pypinyin give one reading per character."""
         if not is_han(run[0]):
             return [None] * len(run)
         from pypinyin.core import Pinyin
@@ -158,7 +172,7 @@ class PinyinTokenizer:
     def _id_or_none(self, reading: str) -> int | None:
         try:
             return self.syllable_to_id(reading)
-        except PinyinError:  # an unread character comes back as itself
+        except PinyinError:  # a character without a reading comes back as itself
             return None
 
     @cached_property
@@ -186,17 +200,17 @@ def _split_tone(written: str) -> tuple[str, str]:
 
 
 def _read_pinyin_dict() -> dict[int, str]:
-    """pypinyin's readings of each code point, "hǎo,hào", without its phrases: to import those takes half a second."""
-    place = Path(find_spec("pypinyin").origin).with_name("pinyin_dict.py")
-    spec = spec_from_file_location("pinyin_dict", place)
+    """pypinyin's readings of each code point, "hǎo,hào", without its phrases, whose import takes half a second."""
+    file = Path(find_spec("pypinyin").origin).with_name("pinyin_dict.py")
+    spec = spec_from_file_location("pinyin_dict", file)
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.pinyin_dict
 
 
-@cache  # words come again and again, and spelling them is three quarters of the time that reading text takes
+@cache  # words repeat, and spelling them is three quarters of the time of encoding text
 def _read_word(word: str) -> tuple[str, ...]:
-    """A word as pypinyin cuts it -> TONE3 syllables; a character without a reading comes back as itself."""
+    """A word of pypinyin's segmenter -> TONE3 syllables; a character without a reading comes back as itself."""
     from pypinyin import Style, lazy_pinyin
 
     return tuple(lazy_pinyin(word, style=Style.TONE3, neutral_tone_with_five=True, v_to_u=True, errors=list))

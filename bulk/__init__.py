@@ -3,9 +3,10 @@
     python -m pinyin_llm.bulk recordings/ --output texts/ --workers 2
     python -m pinyin_llm.bulk corpus.parquet --output texts/ --workers 64 --address auto
 
-The corpus is a folder of sound files (on a cluster: one that every machine sees), or parquet with a column `audio` as datasets writes it.
-The output is jsonl in parts: file, sound (of parquet: a digest), text, seconds, chunks, and an error where there is one.
-Given again, it goes on where it stopped; a worker that dies is replaced, and what it was doing is done again.
+The corpus is a folder of sound files (on a cluster, one that every machine can read), or parquet with a column `audio`
+as `datasets` writes it. The output is jsonl in parts: file, sound (for parquet, a digest), text, seconds, chunks, and
+an error if there is one. The command resumes if interrupted; a worker that dies is replaced, and its sounds are
+transcribed again.
 """
 
 import hashlib
@@ -18,43 +19,43 @@ from pathlib import Path
 
 @dataclass
 class BulkArguments:
-    """What is transcribed, where to, and by how many."""
+    """What is transcribed, where the output goes, and how many workers there are."""
 
     corpus: str = field(metadata={"help": "Folder of sounds, or parquet file or folder."})
     output: str = field(metadata={"help": "Folder of the parts."})
-    model: str | None = field(default=None, metadata={"help": "Folder or Hub id; the mini model if left out."})
+    model: str | None = field(default=None, metadata={"help": "Folder or Hub id; default: the mini model."})
     workers: int = field(default=1, metadata={"help": "Processes that each hold the model."})
-    threads: int = field(default=1, metadata={"help": "CPU threads of each; Ray counts them as its CPUs."})
+    threads: int = field(default=1, metadata={"help": "CPU threads of each; Ray counts them as CPUs."})
     gpus: float = field(default=0, metadata={"help": "GPUs of each, e.g. 0.5."})
     batch_size: int = field(default=16, metadata={"help": "Pieces of sound at once."})
     num_beams: int = field(default=5, metadata={"help": "Beams."})
     address: str | None = field(
-        default=None, metadata={"help": "Of a Ray cluster; a new one on this machine if left out."}
+        default=None, metadata={"help": "Of a Ray cluster; by default a new one on this machine."}
     )
-    part: int = field(default=64, metadata={"help": "Sounds of a part: what is done again when a worker dies."})
+    part: int = field(default=64, metadata={"help": "Sounds per part, which are transcribed again when a worker dies."})
 
 
 class Transcriber:
-    """A worker: the model, loaded once.
+    """A worker, which loads the model once.
 
     Args:
-        arguments: As the command had them.
+        arguments: Those of the command.
     """
 
     def __init__(self, arguments: BulkArguments):
         import torch
 
-        from ..inference.files import MINI_MODEL, load_model
+        from ..inference.loading import MINI_MODEL, load_model
 
         torch.set_num_threads(arguments.threads)
         self.model, self.processor = load_model(arguments.model or MINI_MODEL)
         self.arguments = arguments
 
     def __call__(self, batch: dict) -> dict:
-        """Rows of `file`, `sound` and, from parquet, `audio` -> a part of the output; how many rows and errors it has."""
+        """Rows of `file`, `sound` and, from parquet, `audio` -> writes a part; returns its counts."""
         from ..inference.files import write_whole
-        from ..pipeline_pinyin_llm import transcribe
         from ..transcript_pinyin_llm import as_dict
+        from ..transcription_pinyin_llm import transcribe
 
         files = [str(name) for name in batch["file"]]
         options = {"batch_size": self.arguments.batch_size, "num_beams": self.arguments.num_beams}
@@ -64,7 +65,7 @@ class Transcriber:
             for file, sound in zip(files, batch["sound"], strict=True)
         ]
         rows = [as_dict(transcript) | names for names, transcript in zip(named, found, strict=True)]
-        # rows that are done again replace themselves
+        # named by its rows, so that a part that is written again replaces itself
         name = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
         write_whole(Path(self.arguments.output, f"part-{name}.jsonl"), "\n".join(lines) + "\n")
@@ -72,7 +73,7 @@ class Transcriber:
 
 
 def read_corpus(corpus: str, done: set[tuple[str, str]]):
-    """A Ray dataset of what is not done yet: `file`, `sound`, and `audio` for parquet.
+    """A Ray dataset of the sounds that are not done yet: `file`, `sound`, and `audio` for parquet.
 
     Raises:
         ValueError: A folder without sounds, or parquet without `audio`.
@@ -92,23 +93,23 @@ def read_corpus(corpus: str, done: set[tuple[str, str]]):
 
 
 def name_sound(audio: dict, corpus: str) -> dict[str, str]:
-    """`file`, or the corpus where there is none, and a digest of the `sound`: datasets keeps paths without their folders."""
+    """`file` (or the corpus) and a digest of the `sound`, because `datasets` keeps file names without folders."""
     return {"file": audio["path"] or corpus, "sound": hashlib.sha256(audio["bytes"] or b"").hexdigest()[:16]}
 
 
 def read_done(output: Path) -> dict[tuple[str, str], bool]:
-    """The `file` and `sound` of each row that the parts hold, and whether it could not be read."""
+    """The `file` and `sound` of each row in the parts, and whether it could not be read."""
     parts = [part.read_text("utf-8").split("\n") for part in sorted(output.glob("*.jsonl"))]
     rows = [json.loads(line) for part in parts for line in part if line]
     return {(row["file"], row.get("sound", "")): "error" in row for row in rows}
 
 
 def run(arguments: BulkArguments) -> tuple[int, int, int]:
-    """(sounds, failed) of what was not done before, and how many had failed before."""
+    """Transcribe what is not done yet; returns its numbers of sounds and failures, and failures of earlier runs."""
     import ray
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # on this machine one more than the workers take: reading the corpus is a task, too
+    # one CPU more than the workers take, because reading the corpus is a task too
     here = {} if arguments.address else {"num_cpus": arguments.workers * arguments.threads + 1}
     ray.init(address=arguments.address, log_to_driver=False, **here)
     output = Path(arguments.output).resolve()
@@ -138,5 +139,8 @@ def main(argv: list[str] | None = None) -> int:
     sounds, failed, before = run(arguments)
     print(f"{sounds} sounds, {failed} of them could not be read; the texts are in {arguments.output}", file=sys.stderr)
     if before:
-        print(f"{before} could not be read before; to try them again, remove the lines with an error.", file=sys.stderr)
+        print(
+            f"{before} could not be read in an earlier run; to try them again, remove the lines with an error.",
+            file=sys.stderr,
+        )
     return 1 if failed or before else 0

@@ -1,3 +1,5 @@
+"""`python -m pinyin_llm.bulk`, also `pinyin-llm bulk`."""
+
 import sys
 
 from . import main

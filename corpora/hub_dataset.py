@@ -1,4 +1,4 @@
-"""Any audio dataset of the `datasets` library -> clips. Nothing is decoded: sounds stay as they were stored."""
+"""Any audio dataset of the `datasets` library -> clips. Nothing is decoded: sounds stay as they are stored."""
 
 import hashlib
 from collections.abc import Iterator
@@ -62,11 +62,11 @@ def _load(name: str, config: str | None) -> dict:
 
 
 def _file_of(sound: dict, folder: Path) -> Path:
-    """The file that holds `sound`, written now where the dataset holds bytes."""
+    """The file of `sound`; if the dataset contains bytes, they are written to a file now."""
     path, content = Path(sound.get("path") or ""), sound.get("bytes")
     if content is None:
         return path.absolute()
-    # by content, since row numbers would name other sounds when the dataset changes
+    # named by content: row numbers would mean other sounds when the dataset changes
     target = folder / (hashlib.sha256(content).hexdigest()[:20] + path.suffix)
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
-"""Speech as users have it: a tsv or jsonl of audio files and what is said in them -> one schema.
+"""A manifest: a tsv or jsonl of audio files and their texts -> one schema.
 
-python -m pinyin_llm.corpora.manifest --manifests DIR/manifest.tsv --held_out files.txt   # DIR/train.tsv, DIR/held_out.tsv
+Split it into DIR/train.tsv and DIR/held_out.tsv:
+
+python -m pinyin_llm.corpora.manifest --manifests DIR/manifest.tsv --held_out files.txt
 """
 
 import csv
@@ -72,7 +74,7 @@ def write_manifest(path: Path, rows: Iterable[tuple[Path, str, str, float, str]]
     folder = path.parent.resolve()
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8", newline="") as lines:
-        # no quoting: so it is read
+        # without quotes, as manifests are read
         table = csv.writer(lines, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
         table.writerow(WRITTEN)
         for audio, text, speaker, seconds, split in rows:
@@ -88,9 +90,9 @@ class SplitArguments:
     """Which files are kept out of training."""
 
     manifests: list[str] = field(
-        metadata={"help": "tsv manifests; train.tsv and held_out.tsv are written beside each."}
+        metadata={"help": "tsv manifests; train.tsv and held_out.tsv are written next to each."}
     )
-    held_out: str = field(metadata={"help": "Names of files, one a line."})
+    held_out: str = field(metadata={"help": "Names of files, one per line."})
 
 
 def split_manifest(path: Path, held_out: set[str]) -> tuple[int, list[str]]:
@@ -117,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         train, kept_out = split_manifest(Path(manifest), held_out)
         print(f"{manifest}: {train} rows to learn from, {len(kept_out)} held out")
         met.update(kept_out)
-    if unmet := held_out - met:  # a name with a slip in it would let its clip into training
+    if unmet := held_out - met:  # a misspelt name would let its clip into training
         print(f"{len(unmet)} of {len(held_out)} names are in no manifest, as {min(unmet)}.", file=sys.stderr)
     return 0
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 @dataclass
 class PackArguments:
-    """What is packed, and where to."""
+    """What is packed, and into which file."""
 
     manifest: str = field(metadata={"help": "tsv or jsonl: file, text, speaker, seconds."})
     output: str = field(metadata={"help": "The parquet file."})
     start: int = field(default=0, metadata={"help": "The first row that is packed."})
-    end: int | None = field(default=None, metadata={"help": "The first row that no longer is."})
+    end: int | None = field(default=None, metadata={"help": "The row to stop before."})
     num_proc: int = field(default=2, metadata={"help": "Processes that encode."})
 
 
@@ -32,7 +32,7 @@ def encode_opus(path: str) -> bytes:
 
 
 def pack(manifest: str, output: str, start: int = 0, end: int | None = None, num_proc: int = 2) -> int:
-    """Write clips of `manifest` to `output`: audio (bytes and name), text, speaker, seconds; the bytes written."""
+    """Write clips of `manifest` to `output`: audio (bytes and name), text, speaker, seconds; returns its size."""
     from datasets import Value
 
     from .manifest import read_manifest

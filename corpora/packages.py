@@ -66,9 +66,9 @@ hsk-sentences-audio 1.0.0 9bf16cc7b48a24a10af83d377439d3c6f7571a380937f4645a1cd1
 jieba 0.42.1 055ca12f62674fafed09427f176506079bc135638a14e23e25be909131928db2
 """
 
-# Battle for Wesnoth: the parts that hold dialogue, a package a campaign (GPL-2+)
-WESNOTH = [f"wesnoth-1.16-{part}" for part in
-           ["data", "did", "dm", "dw", "ei", "httt", "l", "low", "nr", "sof", "sota", "sotbe", "thot", "trow", "tsg", "ttb", "utbs"]]  # fmt: skip
+# Battle for Wesnoth: the parts with dialogue, one package per campaign (GPL-2+)
+CAMPAIGNS = "data did dm dw ei httt l low nr sof sota sotbe thot trow tsg ttb utbs"
+WESNOTH = [f"wesnoth-1.16-{part}" for part in CAMPAIGNS.split()]
 
 PACKAGES = {name: _pypi(name, version, sha256) for name, version, sha256 in _rows(PYPI)} | {
     "kokoro-js": Package(
@@ -115,7 +115,7 @@ def fetch(name: str, directory: Path) -> Path:
 
 
 def _present(package: Package, directory: Path) -> Path | None:
-    """The newest archive already there: Debian's name has its version in it, which sorts well enough."""
+    """The newest archive already there: a Debian file name contains its version, which sorts well enough."""
     folders = [directory, directory / "pypi", directory / "npm", directory / "deb"]
     found = [path for folder in folders for path in folder.glob(package.file_name)]
     return max(found, key=lambda path: path.name, default=None)
@@ -123,7 +123,7 @@ def _present(package: Package, directory: Path) -> Path | None:
 
 def _download(name: str, package: Package, directory: Path) -> None:
     requirement = f"{name}=={package.version} --hash=sha256:{package.sha256}\n"
-    # only a requirements file may carry the hash, which pip checks before anything of the package runs
+    # only a requirements file may give the hash, which pip checks before it runs anything of the package
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--requirement", "/dev/stdin"]
     command = {
         "pypi": [*pip, "--dest", "."],

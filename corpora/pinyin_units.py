@@ -17,9 +17,9 @@ NO_SYLLABLES = {"hng5", "m2", "m4", "n2", "n3", "n4", "ng2", "ng3", "ng4", "ê1"
 
 @dataclass
 class PinyinUnitsArguments:
-    """Where the list goes."""
+    """Where the list is written."""
 
-    output: str = field(metadata={"help": "File to write, one syllable a line."})
+    output: str = field(metadata={"help": "File to write, one syllable per line."})
 
 
 def build_units() -> list[str]:

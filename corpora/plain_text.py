@@ -1,4 +1,4 @@
-"""Raw text to clean training sentences: one a line, Han characters only, none of a held-out text.
+"""Raw text -> clean training sentences: one per line, Han characters only, none from a held-out text.
 
 python -m pinyin_llm.corpora.plain_text --inputs raw/ --output clean.txt --held_out hashes.txt
 python -m pinyin_llm.corpora.plain_text --inputs dataset:wikimedia/wikipedia,config=20231101.zh --output clean.txt
@@ -26,7 +26,7 @@ NonHan = Literal["split", "drop", "delete"]
 
 SENTENCE_END = re.compile(r"[。!?;\n\r\u2028]|\.{2,}|\.(?=\s|$)")
 CLAUSE_END = re.compile(r"[,、:\s—]+")
-# Letters and digits of any script but Han; punctuation and marks are none, and simply vanish.
+# Letters and digits of any script but Han. Punctuation is not foreign; it is simply dropped.
 FOREIGN_RUN = re.compile(rf"(?:[^\W{HAN_CLASS}_]|[@#$%&*+/=\\|<>^~_])+")
 
 
@@ -37,7 +37,7 @@ SHORTEST_FRAGMENT = 5
 SHORT_COPIES = 5
 
 TEXT_SUFFIXES = (".txt", ".tsv", ".txt.gz", ".tsv.gz")
-LONGEST_PIECE = 2**20  # characters read at once of a line without end
+LONGEST_PIECE = 2**20  # characters read at once from an endless line
 DATASET = "dataset:"
 DATASET_OPTIONS = {"config": None, "split": "train", "column": "text"}
 
@@ -109,7 +109,7 @@ def lines_of(sentence: str, max_characters: int = 40, non_han: NonHan = "split")
 
 
 def _is_speech(line: str) -> bool:
-    """Not one character over and over; 爸爸 is a word all the same."""
+    """Not one character repeated; 爸爸 is a word all the same."""
     return len(set(line)) > 1 or len(line) == 2
 
 
@@ -121,7 +121,7 @@ def _packed(clauses: Iterable[str], limit: int) -> Iterator[str]:
             line += clause
             continue
         yield line
-        # equal parts rather than a full line and a stump
+        # equal parts rather than a full line and a short rest
         size = -(-len(clause) // -(-len(clause) // limit))
         *full, line = [clause[start : start + size] for start in range(0, len(clause), size)]
         yield from full
@@ -129,7 +129,7 @@ def _packed(clauses: Iterable[str], limit: int) -> Iterator[str]:
 
 
 class RecentLines:
-    """How often each line came; those that did not come for five to ten million other ones are forgotten.
+    """How often each line occurred; lines not seen for five to ten million other lines are forgotten.
 
     So the memory stays under 1 GiB, at about 90 bytes a line, however long the text is.
     """
@@ -141,7 +141,7 @@ class RecentLines:
         self.older: dict[bytes, int] = {}
 
     def count(self, line: str) -> int:
-        """Note `line`; how often it came so far."""
+        """Count `line`; returns how often it occurred so far."""
         key = hashlib.blake2b(line.encode(), digest_size=8).digest()
         times = 1 + (self.newer.get(key) or self.older.get(key, 0))
         self.newer[key] = times
@@ -226,7 +226,7 @@ def _read(path: Path) -> Iterator[str]:
 
 
 def _stream(source: str) -> Iterator[str]:
-    """The texts of `dataset:NAME[,config=...][,split=...][,column=...]`, loaded as they are asked for."""
+    """The texts of `dataset:NAME[,config=...][,split=...][,column=...]`, loaded as they are needed."""
     name, *pairs = source.removeprefix(DATASET).split(",")
     given = dict(pair.partition("=")[::2] for pair in pairs)
     if unknown := given.keys() - DATASET_OPTIONS.keys():

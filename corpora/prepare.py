@@ -4,8 +4,8 @@
     python -m pinyin_llm.corpora.prepare dataset --root HUB_ID --text_column sentence --output data/speech/mine
 
 Archives in DOWNLOADS are unpacked there. The output gets a manifest for each split (file, text, speaker, seconds,
-split), dropped.tsv with a reason for every other clip, and counts.json. Given again after an interruption, the command
-goes on where it was. Exit codes: 0 all done, 1 unreadable clips or a corpus that is not whole, 2 bad usage or nothing.
+split), dropped.tsv with a reason for every other clip, and counts.json. The command resumes if interrupted. Exit codes:
+0 all done, 1 unreadable clips or an incomplete corpus, 2 bad usage or nothing done.
 """
 
 import json
@@ -31,7 +31,7 @@ COUNTS = ("read", "kept", "seconds", *TEXT_REASONS, *SOUND_REASONS)
 
 @dataclass
 class PrepareArguments:
-    """Which clips are kept, and where everything is."""
+    """Which clips are kept, and where corpus and manifests are."""
 
     root: str = field(metadata={"help": "Folder of the corpus or its archive; for `dataset` a Hub id or a folder."})
     output: str = field(metadata={"help": "Folder for the manifests and counts; one for each corpus."})
@@ -41,17 +41,17 @@ class PrepareArguments:
 
 
 def unpack_corpus(corpus: Corpus, root: Path, num_proc: int) -> None:
-    """Unpack the archives in `root` of what is not there yet (ArchiveError: see `unpack`)."""
+    """Unpack the archives in `root` that are not unpacked yet (ArchiveError: see `unpack`)."""
     for pattern, becomes in corpus.archives.items():
         archives = [path for path in sorted(root.glob(f"{pattern}.*")) if path.name.endswith(SUFFIXES)]
-        # folders appear whole, so one that is there is done
+        # a folder appears whole, so an existing one is complete
         missing = [path for path in archives if not any(root.glob(becomes.format(name=path.name.partition(".")[0])))]
         if missing:
             unpack(missing, num_proc)
 
 
 def measure(files: list[Path], journal: Path, num_proc: int = 2) -> dict[Path, float]:
-    """Seconds of each file, 0 where it cannot be read.
+    """Seconds of each file; 0 if it cannot be read.
 
     What is measured is written to `journal` at once, and not measured again while the file has the same size.
     """
@@ -70,7 +70,9 @@ def measure(files: list[Path], journal: Path, num_proc: int = 2) -> dict[Path, f
         for path, (key, seconds) in zip(paths, pool.imap(look, files, chunksize=16), strict=True):
             measured[path] = seconds
             if seconds and key not in known:
-                lines.write("\n" + json.dumps([*key, seconds]))  # the line end first: it also ends a line cut short
+                lines.write(
+                    "\n" + json.dumps([*key, seconds])
+                )  # the line end first: it also ends a line that was cut off
     return measured
 
 
@@ -79,7 +81,7 @@ def _read_journal(journal: Path) -> dict[tuple[str, int], float]:
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
         try:
             path, size, seconds = json.loads(line)
-        except ValueError:  # cut short when the power went
+        except ValueError:  # cut off by a crash
             continue
         known[path, size] = seconds
     return known
@@ -116,7 +118,7 @@ def prepare(
 
 
 def why_no_text(text: str | None) -> str | None:
-    """The reason not to learn from `text`, one of `TEXT_REASONS`, or None.
+    """The reason to drop `text`, one of `TEXT_REASONS`, or None.
 
     >>> why_no_text("OK"), why_no_text("3年")
     ('no_han', None)
@@ -132,14 +134,14 @@ def why_no_text(text: str | None) -> str | None:
 
 
 def why_not_heard(seconds: float, shortest: float, longest: float) -> str | None:
-    """The reason not to learn from a clip of this length, one of `SOUND_REASONS`, or None."""
+    """The reason to drop a clip of this length, one of `SOUND_REASONS`, or None."""
     if not seconds:
         return "unreadable"
     return "too_short" if seconds < shortest else "too_long" if seconds > longest else None
 
 
 def what_is_wrong(counts: dict[str, dict], published: dict[str, int]) -> list[str]:
-    """What makes the corpus less than it should be, in words."""
+    """What is missing from the corpus, in words."""
     wrong = []
     for split, expected in published.items():
         numbers = counts.get(split, Counter())
@@ -156,7 +158,7 @@ def what_is_wrong(counts: dict[str, dict], published: dict[str, int]) -> list[st
 
 
 def check_output(output: Path, corpus: str) -> None:
-    """ValueError where `output` holds the manifests of another corpus."""
+    """Raise ValueError if `output` contains the manifests of another corpus."""
     record = output / "counts.json"
     if record.exists() and (found := json.loads(record.read_text()).get("corpus")) != corpus:
         raise ValueError(f"{output}: expected nothing or {corpus}, found {found}. Choose another --output.")

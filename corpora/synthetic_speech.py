@@ -199,7 +199,7 @@ def audio_name(index: int) -> str:
 
 
 def speak_to_file(utterance: tuple[int, str], arguments: SpeechArguments) -> None:
-    """Speak utterance (index, text) into its file, which appears only once it is whole."""
+    """Speak utterance (index, text) into its file, which appears only when it is complete."""
     import soundfile
 
     index, text = utterance

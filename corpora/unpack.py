@@ -1,4 +1,4 @@
-"""Archives as they are downloaded, and distrusted: all of one is checked before any of it is written."""
+"""Downloaded archives, which are not trusted: an archive is checked completely before any of it is written."""
 
 import gzip
 import shutil
@@ -13,8 +13,8 @@ from pathlib import Path, PureWindowsPath
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 LARGEST_RATIO = 20  # speech shrinks to a half, text to a fifth; bombs shrink a thousandfold
-ALWAYS_ALLOWED = 64 * 2**20  # bytes: a little archive of silence is no bomb
-HEADER = 512  # bytes a member takes at least, so that a flood of empty ones counts too
+ALWAYS_ALLOWED = 64 * 2**20  # bytes: a small archive of silence is not a bomb
+HEADER = 512  # least bytes counted per member, so that a flood of empty ones is noticed
 # RuntimeError: a zip with a password, or of an unknown kind
 DAMAGES = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
 
@@ -39,13 +39,13 @@ def unpack(archives: list[Path], num_proc: int = 1) -> None:
     with ThreadPool(num_proc) as pool:  # threads: zlib works without Python's lock
         named = tqdm(archives, desc="unpacking", disable=None)
         for archive, folder in zip(named, pool.imap(_unpack_apart, archives), strict=True):
-            # here, one after the other: many archives may hold parts of the same folder
+            # one after the other: many archives may contain parts of the same folder
             _move_into(folder, archive.parent)
             shutil.rmtree(folder)
 
 
 def _unpack_apart(archive: Path) -> Path:
-    """The hidden folder beside `archive` that now holds everything in it."""
+    """The hidden folder beside `archive` with everything in it."""
     folder = archive.with_name(f".{archive.name}.partial")
     try:
         _check(archive)
@@ -56,7 +56,7 @@ def _unpack_apart(archive: Path) -> Path:
                 opened.extractall(folder)
         else:
             with tarfile.open(archive) as opened:
-                opened.extractall(folder, filter="data")  # owners and odd permissions stay behind
+                opened.extractall(folder, filter="data")  # without owners and odd permissions
     except DAMAGES as error:
         raise ArchiveError(f"{archive}: is damaged or cut off ({error}). Fetch it again.") from error
     return folder
@@ -70,7 +70,7 @@ def _check(archive: Path) -> None:
     for name, kind, size in _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive):
         path = PureWindowsPath(name)  # knows a/b, a\b and C:
         if path.anchor or ".." in path.parts:
-            raise ArchiveError(f"{archive}: {name!r} leads outside of the folder. Do not trust this archive.")
+            raise ArchiveError(f"{archive}: {name!r} leads outside the folder. Do not trust this archive.")
         if kind not in ("file", "folder"):
             raise ArchiveError(f"{archive}: {name!r} is a {kind}, not a file or folder. Do not trust this archive.")
         total += HEADER + size
@@ -82,7 +82,7 @@ def _check(archive: Path) -> None:
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, str, int]]:
-    """(name, kind, size) of each member, read as far as it is asked for."""
+    """(name, kind, size) of each member, read as far as needed."""
     with tarfile.open(archive) as opened:
         for member in opened:
             plain = "sparse file" if member.issparse() else "file" if member.isfile() else "link or device"

@@ -10,11 +10,11 @@
 
 3. pinyin-llm transcribe --model my-model talk.wav
 
-With `--test`, a table of other clips of the same voice, it prints the character error rate before and after. Only the pinyin
-bridge learns, that is, how the voice sounds; what the words are the language model knows from text already. A step a clip at
-a low rate is enough, and more would make the model forget other voices. A hundred clips of a real voice that it had never heard
-brought the error rate on 92 others from 18.6 to 17.7 %; ten clips are too few, they brought it from 18.6 to 19.1 in forty steps
-(three beams, before there were n-grams; with those it is 15.3 to begin with).
+With `--test`, a table of other clips of the same voice, it prints the character error rate before and after. Only the
+pinyin bridge learns, that is, how the voice sounds; what the words are the language model knows from text already. A
+step a clip at a low rate is enough, and more would make the model forget other voices. A hundred clips of a real voice
+that it did not know brought the error rate on 92 others from 18.6 to 17.7 %; ten clips are too few, they brought it
+from 18.6 to 19.1 in forty steps (three beams, before there were n-grams; with those it is 15.3 to begin with).
 """
 
 import argparse
@@ -24,10 +24,9 @@ from pathlib import Path
 from pinyin_llm import train_asr
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
-from pinyin_llm.generation_pinyin_llm import transcribe_clips
-from pinyin_llm.inference.files import MINI_MODEL, load_model
-from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS
+from pinyin_llm.inference.loading import MINI_MODEL, load_model
 from pinyin_llm.scoring.cer import score
+from pinyin_llm.transcription_pinyin_llm import NUM_BEAMS, transcribe_clips
 
 
 def error_rate(model_folder: str, table: str) -> float:

@@ -1,13 +1,13 @@
 """The paper's table from one command: the rows of a recipe -> both stages -> CER on every test set -> docs/results/.
 
-python paper_table.py          # hours; given again, it goes on where it stopped
-python paper_table.py --quick  # to see it work: few steps, one seed, the first section
-python paper_table.py --recipe recipes/paper_table_aishell1.yaml --results data/table_aishell1/results \
+pinyin-llm paper_table          # hours; resumes if interrupted
+pinyin-llm paper_table --quick  # a smoke test: few steps, one seed, the first section
+pinyin-llm paper_table --recipe recipes/paper_table_aishell1.yaml --results data/table_aishell1/results \
   --launcher "accelerate launch --config_file recipes/accelerate_8_gpus.yaml"
 
-A row differs from the recipe's base in what it names and in nothing else. A stage that two rows share is run once: its
-folder is named by a hash of its arguments and of the stages before it. What a row wrote is kept beside the tables, under
-the name of its last stage: wherever those texts are, that row needs no training.
+A row differs from the recipe's base only in what it names. A stage that two rows share is run once: its folder is named
+by a hash of its arguments and of the stages before it. The texts of a row are kept beside the tables, under the name of
+its last stage: where those texts are, the row needs no training.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ from threading import Lock
 
 
 SCRIPTS = {"p2c": "train_p2c.py", "projector": "train_asr.py", "asr": "train_asr.py"}
-LOADING = Lock()  # from_pretrained changes transformers' globals: of two at once, one lost its lm_head
+LOADING = Lock()  # from_pretrained changes transformers' globals: of two calls at once, one lost its lm_head
 
 
 @dataclass
 class TableArguments:
-    """Which table, and where it goes."""
+    """Which table, and where it is written."""
 
     recipe: str = field(default="recipes/paper_table.yaml", metadata={"help": "YAML: base, data, sections of rows."})
     work: str = field(default="data/table", metadata={"help": "Folder for texts, runs and hypotheses; may be large."})
     results: str = field(default="docs/results", metadata={"help": "Folder for the tables and the plot."})
     quick: bool = field(default=False, metadata={"help": "The recipe's quick settings; into RESULTS/quick."})
     sections: list[str] | None = field(
-        default=None, metadata={"help": "Only these; the others stay in the tables as they are."}
+        default=None, metadata={"help": "Only these; the others keep their lines in the tables."}
     )
-    speech: list[str] = field(default_factory=list, metadata={"help": "Further manifests to learn from."})
-    tests: list[str] = field(default_factory=list, metadata={"help": "Further manifests to be tested on."})
-    workers: int = field(default=1, metadata={"help": "Rows that run side by side; each gets its share of the cores."})
-    launcher: str = field(default=sys.executable, metadata={"help": "What starts a training script."})
+    speech: list[str] = field(default_factory=list, metadata={"help": "Further manifests to train on."})
+    tests: list[str] = field(default_factory=list, metadata={"help": "Further manifests to test on."})
+    workers: int = field(default=1, metadata={"help": "Rows trained in parallel; each gets its share of the cores."})
+    launcher: str = field(default=sys.executable, metadata={"help": "The command that starts a training script."})
 
 
 @dataclass
 class Data:
-    """What all rows share: sentences to learn from, texts by size, test sets.
+    """What all rows share: training speech, texts by size, test sets.
 
     Args:
         recipe: The `data` of the recipe.
@@ -58,10 +58,10 @@ class Data:
 
     recipe: dict
     folder: Path
-    lock: Lock = field(default_factory=Lock)  # rows that run side by side want the same files
+    lock: Lock = field(default_factory=Lock)  # rows trained in parallel need the same files
 
     def speech(self, share: float) -> Path:
-        """A manifest of a random `share` of the clips; a smaller share is a part of a larger one."""
+        """A manifest of a random `share` of the clips; smaller shares are subsets of larger ones."""
         from ..corpora.manifest import write_manifest
 
         path = self.folder / f"speech_{share:g}.tsv"
@@ -109,8 +109,8 @@ class Data:
 def stages_of(recipe: dict, row: dict, data: Data, seed: int) -> list[tuple[str, dict]]:
     """The stages of one row in their order: (name, arguments). A stage that the row sets to null is left out.
 
-    The first makes the language model, where `start` says how. Rows that differ in their projector share stage 1, which
-    has no use for it; it is then put in behind that.
+    The first makes the language model, if the recipe has a `start`. Rows that differ in their projector share stage 1,
+    which does not use it; the projector is replaced after that.
     """
     base, projector, times = recipe["base"], row.get("model", {}), row.get("text", 0)
     left_out = {name for name in SCRIPTS if name in row and row[name] is None} | (set() if times else {"p2c"})
@@ -133,21 +133,22 @@ def stages_of(recipe: dict, row: dict, data: Data, seed: int) -> list[tuple[str,
 
 @dataclass
 class Stage:
-    """One stage of a row: what it is given, the model of the stage before it included, and where it leaves its own."""
+    """One stage of a row: its arguments, which name the model of the stage before, and the folder of its own model."""
 
     name: str
     arguments: dict
     folder: Path
 
     def command(self, launcher: str) -> list[str]:
-        """What runs it; writes its recipe beside its folder."""
+        """The command that runs it; writes its recipe beside its folder."""
         import yaml
 
         if self.name == "start":
             given = self.arguments | {"output": str(self.folder)}
-            flags = [[f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-                     for name, value in given.items()]  # fmt: skip
-            return [sys.executable, "-m", "pinyin_llm.bases.han_llama", *chain(*flags)]
+            command = [sys.executable, "-m", "pinyin_llm.bases.han_llama"]
+            for name, value in given.items():
+                command += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            return command
         recipe, given = self.folder.with_suffix(".yaml"), self.arguments | {"output_dir": str(self.folder)}
         recipe.write_text(yaml.safe_dump({self.name: given}, allow_unicode=True), "utf-8")
         script = str(Path(__file__).parents[1] / SCRIPTS[self.name])
@@ -156,12 +157,12 @@ class Stage:
 
 @dataclass
 class Runner:
-    """Runs stages in processes of their own, each of which leaves a folder with its log beside it.
+    """Runs stages, each in a process of its own, which writes a folder and a log beside it.
 
     Args:
         runs: Where the folders go.
-        texts: Where what the rows wrote is kept.
-        launcher: What starts a script.
+        texts: Where the texts of the rows are kept.
+        launcher: The command that starts a script.
         workers: How many stages may run at once.
     """
 
@@ -172,7 +173,7 @@ class Runner:
     locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))  # by folder: rows share them
 
     def plan(self, stages: list[tuple[str, dict]]) -> list[Stage]:
-        """Each of the stages with the model of the one before it, and its folder. Nothing is run."""
+        """The stages with the model of the one before each, and their folders. Nothing is run."""
         planned: list[Stage] = []
         for name, arguments in stages:
             if planned:
@@ -183,7 +184,7 @@ class Runner:
         return planned
 
     def run(self, stages: list[Stage]) -> Path:
-        """Run those that have not been run; the folder of the last.
+        """Run the stages that have not been run; returns the folder of the last.
 
         Raises:
             RuntimeError: A stage failed; the message ends with the end of its log.
@@ -196,82 +197,85 @@ class Runner:
 
     def _start(self, stage: Stage) -> None:
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // self.workers))} if self.workers > 1 else {}
-        words, log = stage.command(self.launcher), stage.folder.with_suffix(".log")
+        command, log = stage.command(self.launcher), stage.folder.with_suffix(".log")
         with log.open("w") as output:
-            code = subprocess.run(words, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads).returncode
-        if code:
-            raise RuntimeError(f"{shlex.join(words)}: exit code {code}.\n{log.read_text()[-2000:]}")
+            run = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | threads)
+        if run.returncode:
+            raise RuntimeError(f"{shlex.join(command)}: exit code {run.returncode}.\n{log.read_text()[-2000:]}")
         (stage.folder / "done").touch()
 
 
-def write_down(folder: Path, tests: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
-    """(reference, hypothesis) of every clip of every test set, by the model in `folder`."""
+def transcribe_tests(folder: Path, tests: dict[str, str]) -> dict[str, list[tuple[str, str]]]:
+    """(reference, hypothesis) of every clip of every test set, transcribed by the model in `folder`."""
     from ..audio_pinyin_llm import load_waveform
     from ..corpora.manifest import read_manifest
-    from ..generation_pinyin_llm import transcribe_clips
-    from ..inference.files import load_model
+    from ..inference.loading import load_model
+    from ..transcription_pinyin_llm import transcribe_clips
 
     with LOADING:
         model, processor = load_model(folder)
-    written = {}
+    pairs = {}
     for name, manifest in tests.items():
         rows = read_manifest(manifest)
         texts = transcribe_clips(model, processor, [load_waveform(file) for file in rows["audio"]])
-        written[name] = list(zip(rows["text"], texts, strict=True))
-    return written
+        pairs[name] = list(zip(rows["text"], texts, strict=True))
+    return pairs
 
 
 def at_rate(row: dict, rate: float) -> dict:
-    """`row` with that learning rate in its last stage."""
+    """`row` with this learning rate in its last stage."""
     return merge(row, {"asr": {"learning_rate": rate}})
 
 
 def best_learning_rate(recipe: dict, row: dict, data: Data, runner: Runner, rates: list[float]) -> float:
-    """The rate of the last stage, of `rates`, that this very row does best with, on clips that are in no test set."""
+    """The learning rate among `rates` with the lowest CER of this row on clips that are in no test set."""
     from .table_report import score_pairs
 
     def error(rate: float) -> float:
-        found = write_row(recipe, at_rate(row, rate), data, runner, recipe["seeds"][0], {"dev": data.recipe["dev"]})
+        found = row_texts(recipe, at_rate(row, rate), data, runner, recipe["seeds"][0], {"dev": data.recipe["dev"]})
         return score_pairs(found["dev"]).cer
 
     return min(rates, key=error) if len(rates) > 1 else rates[0]
 
 
-def write_row(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, tests: dict) -> dict[str, list]:
-    """What `write_down` gives for the row with one seed; it is trained only if those texts are not there yet.
+def row_texts(recipe: dict, row: dict, data: Data, runner: Runner, seed: int, tests: dict) -> dict[str, list]:
+    """The result of `transcribe_tests` for a row with one seed; it is trained only if its texts are not kept yet.
 
-    Texts of a test set that has changed since are not there.
+    Texts of a test set that has changed since do not count.
     """
     from ..corpora.manifest import read_manifest
 
     stages = runner.plan(stages_of(recipe, row, data, seed))
     path = runner.texts / f"{stages[-1].folder.name}.json"
     with runner.locks[path.name]:
-        written = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        said = {name: list(read_manifest(file)["text"]) for name, file in tests.items()}
-        kept = {name for name in said if said[name] == [reference for reference, _ in written.get(name, [])]}
-        if missing := {name: file for name, file in tests.items() if name not in kept}:
-            written |= write_down(runner.run(stages), missing)
-            path.write_text(json.dumps(written, ensure_ascii=False, indent=0) + "\n", "utf-8")
-    return {name: written[name] for name in tests}
+        pairs = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        missing = {}
+        for name, file in tests.items():
+            references = list(read_manifest(file)["text"])
+            if references != [reference for reference, _ in pairs.get(name, [])]:
+                missing[name] = file
+        if missing:
+            pairs |= transcribe_tests(runner.run(stages), missing)
+            path.write_text(json.dumps(pairs, ensure_ascii=False, indent=0) + "\n", "utf-8")
+    return {name: pairs[name] for name in tests}
 
 
 def run_row(recipe: dict, section: str, row: dict, data: Data, runner: Runner, seed: int) -> tuple[float, dict]:
     """One row with one seed: its learning rate, which the first seed chose, and the pairs of each test set.
 
-    Rows of the sections that are not `choosing` (all are, if there is no such list) take the last of the rates.
+    Only the sections listed as `choosing` choose (all, if there is no such list); the others take the last rate.
     """
     rates = data.recipe["learning_rates"]
     rates = rates if section in data.recipe.get("choosing", [section]) else rates[-1:]
     rate = best_learning_rate(recipe, row, data, runner, rates)
-    return rate, write_row(recipe, at_rate(row, rate), data, runner, seed, data.recipe["tests"])
+    return rate, row_texts(recipe, at_rate(row, rate), data, runner, seed, data.recipe["tests"])
 
 
 def name_tests(manifests: list[str]) -> dict[str, str]:
     """Test sets by the names of their folders.
 
     Raises:
-        ValueError: Two of one name; the texts of one would be taken for the other's.
+        ValueError: Two sets of one name, whose texts would be confused.
     """
     named: dict[str, str] = {}
     for path in manifests:
@@ -281,13 +285,13 @@ def name_tests(manifests: list[str]) -> dict[str, str]:
 
 
 def folder_of(work: Path, speech: list[str]) -> Path:
-    """Where files made of the speech go. Further speech gets a folder by its content, and so the runs are others, too."""
+    """Where files made from the speech go; with further speech a folder named by its content."""
     digest = hashlib.sha256(b"".join(Path(path).read_bytes() for path in speech)).hexdigest()[:12]
     return work / f"with-{digest}" if speech else work
 
 
 def read_recipe(arguments: TableArguments) -> dict:
-    """The recipe with the speech and the test sets that the command adds."""
+    """The recipe, with the speech and the test sets that the command adds."""
     import yaml
 
     recipe = yaml.safe_load(Path(arguments.recipe).read_text("utf-8"))
@@ -317,18 +321,18 @@ def main(argv: list[str] | None = None) -> int:
     rows = [(section, name, row or {}) for section, rows in wanted.items() for name, row in rows.items()]
     found_so_far: dict[str, dict] = {section: {} for section in recipe["sections"]}
     pool, shared = ThreadPoolExecutor(runner.workers), (recipe, data, runner)
-    try:  # seed by seed, so that all rows can be compared early; the next seed's begin while this one's last are running
+    try:  # seed by seed, so that all rows can be compared early; the next seed starts while the last rows still run
         runs = [run_rows(pool, rows, shared, seed) for seed in recipe["seeds"]]
         for (section, name, _), (rate, found) in tqdm(chain(*runs), total=len(rows) * len(runs), unit="run"):
             add_seed(found_so_far[section].setdefault(name, {"learning rate": rate, "seeds": {}}), found)
             write_report(found_so_far, results, data.recipe["tests"])
-    finally:  # after an error the rows that wait are not begun
+    finally:  # after an error, waiting rows are not started
         pool.shutdown(cancel_futures=True)
     return 0
 
 
 def run_rows(pool, rows: list[tuple], shared: tuple[dict, Data, Runner], seed: int) -> Iterator[tuple]:
-    """Hand all `rows` (section, name, settings) to the pool with one seed; (row, what `run_row` gave) in their order."""
+    """Run all `rows` (section, name, settings) with one seed in the pool; (row, result of `run_row`) in their order."""
     recipe, data, runner = shared
     runs = pool.map(lambda row: run_row(recipe, row[0], row[2], data, runner, seed), rows)
     return zip(rows, runs, strict=True)

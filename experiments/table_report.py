@@ -27,10 +27,11 @@ HEADER = [
 
 INTRODUCTION = """# The paper's table
 
-Made by paper_table.py. CER in % over all seeds together, its 95 % interval by bootstrap over utterances (each with all its
-seeds), how many seeds, the standard deviation of their CER, the gain relative to the first row of the section, the share of
-errors that are homophones, and the learning rate of the last stage, which the rows of the sections named in the recipe chose
-for themselves on clips of the training set's kind. What does not help stands here as it came out.
+Written by `pinyin-llm paper_table`. CER in % over all seeds together, its 95 % interval by bootstrap over utterances
+(each with all its seeds), the number of seeds, the standard deviation of their CER, the gain relative to the first row
+of the section, the share of errors that are homophones, and the learning rate of the last stage. The rows of the
+sections named in the recipe chose it for themselves, on clips of the training set's kind. Results that do not help are
+reported as they are.
 """
 
 
@@ -40,7 +41,7 @@ def score_pairs(pairs: list[tuple[str, str]], times: int = 1) -> Score:
 
 
 def add_seed(row: dict, found: dict[str, list[tuple[str, str]]]) -> None:
-    """Put the (reference, hypothesis) pairs that one more seed has found in each test set into a row of the results.
+    """Add the (reference, hypothesis) pairs of one more seed to a row of the results.
 
     Args:
         row: "seeds": {test set: pairs of each seed}; gets "tests": {test set: (score of all seeds, CER of each)}.
@@ -51,16 +52,16 @@ def add_seed(row: dict, found: dict[str, list[tuple[str, str]]]) -> None:
 
 
 def score_seeds(seeds: list[list[tuple[str, str]]]) -> tuple[Score, list[float]]:
-    """(reference, hypothesis) pairs a seed -> the score of all together, and the CER of each."""
+    """(reference, hypothesis) pairs per seed -> the score of all together, and the CER of each."""
     return score_pairs(sum(seeds, []), len(seeds)), [score_pairs(pairs).cer for pairs in seeds]
 
 
 def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
-    """One line a row and test set.
+    """One line per row and test set.
 
     Args:
-        rows: {row: {"learning rate": the one that did best, "tests": {test set: its `score_seeds`}}}; gains are relative
-            to the first row.
+        rows: {row: {"learning rate": the one that did best, "tests": {test set: its `score_seeds`}}}; gains are
+            relative to the first row.
     """
     lines, first = [], {}
     for row, found in rows.items():
@@ -68,10 +69,8 @@ def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
             start = first.setdefault(name, pooled.cer)
             spread = stdev(each) if len(each) > 1 else 0.0
             gain = 1 - mean(each) / start if start else 0.0
-            cer, low, high, spread, gain, homophones = (
-                f"{100 * figure:.1f}"
-                for figure in (pooled.cer, pooled.low, pooled.high, spread, gain, pooled.homophones)
-            )
+            rates = (pooled.cer, pooled.low, pooled.high, spread, gain, pooled.homophones)
+            cer, low, high, spread, gain, homophones = (f"{100 * rate:.1f}" for rate in rates)
             figures = (cer, low, high, len(each), spread, gain, homophones, f"{found['learning rate']:g}")
             cells = (section, row, name, *figures)
             lines.append(dict(zip(HEADER, cells, strict=True)))
@@ -81,8 +80,8 @@ def summarize(section: str, rows: dict[str, dict]) -> list[dict]:
 def write_report(results: dict[str, dict], folder: Path, tests: Iterable[str]) -> None:
     """Write table.json, table.csv, table.md and, for the section `paper`, cer_by_text.png.
 
-    A section without rows, as one that was not asked for, keeps the lines that the folder's table has of it: those that
-    know one of the test sets, for the sections of another recipe have the same names. Their titles say so.
+    A section without rows, because it was not requested, keeps its lines from the table in the folder, if they name one
+    of the test sets (another recipe may have sections of the same names). Its title says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "table.json"

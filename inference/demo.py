@@ -1,10 +1,11 @@
-"""The demo page: speech to text with the pinyin heard over each character, and pinyin to text while one types.
+"""The demo page: speech to text with the pinyin above each character, and pinyin to text as you type.
 
-It needs transformers and gradio alone, so that it is a Space as it stands:  MODEL=user/model python app.py
+It needs only transformers and gradio, so this file is a Space as it is:  MODEL=user/model python demo.py
 """
 
 import html
 import os
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,21 +15,20 @@ import gradio as gr
 TITLE = "# 拼音语音识别 · PinyinLLM"
 EXAMPLE = "jin1 tian1 tian1 qi4 hen3 hao3"
 MOST_BYTES = 50 * 2**20
-MOST_TYPED = 240  # characters: some 40 syllables, a line as the model learned them
-KEPT_SECONDS = 600  # how long an uploaded sound lies in the cache
+MOST_TYPED = 240  # characters: some 40 syllables, the longest line that the model was trained on
+KEPT_SECONDS = 600  # how long an uploaded sound stays in the cache
 CANDIDATES = 5
-TONES = {"a": "āáǎà", "e": "ēéěè", "i": "īíǐì", "o": "ōóǒò", "u": "ūúǔù", "ü": "ǖǘǚǜ"}
 CSS = """
 .spoken {font-size: 1.6rem; line-height: 2.6; overflow-wrap: anywhere}
 .spoken rt {font-size: 0.8rem}
 .spoken ruby {border-radius: 0.3rem; padding: 0 0.1rem}
-.files a {display: inline-block; margin-right: 0.5rem; padding: 0.3rem 0.8rem; border: 1px solid #d4d4d8; border-radius: 0.5rem}
-footer {display: none !important}
+.files a {display: inline-block; margin-right: 0.5rem; padding: 0.3rem 0.8rem; border: 1px solid #d4d4d8; border-radius:
+0.5rem} footer {display: none !important}
 """
 
 
 def launch(asr, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Show the page until it is stopped.
+    """Serve the page until it is stopped.
 
     Args:
         asr: The pipeline of a PinyinLLM model.
@@ -52,11 +52,11 @@ def _build_speech(asr) -> None:
     sound = gr.Audio(sources=["upload", "microphone"], type="filepath", label="录音或上传 · Record or upload")
     button = gr.Button("识别 · Transcribe", variant="primary", elem_id="transcribe")
     text = gr.Textbox(label="文字 · Text", buttons=["copy"], interactive=False, elem_id="text")
-    spoken = gr.HTML(label="听到的拼音 · Pinyin heard", elem_id="spoken")
+    spoken = gr.HTML(label="拼音 · Pinyin recognised", elem_id="spoken")
     files = gr.HTML(elem_id="files")
     others = gr.Dataframe(headers=["候选 · Alternatives", "分数 · Score"], interactive=False, elem_id="others")
     outputs = [text, spoken, others, files]
-    button.click(lambda path: write_down(asr, path), sound, outputs, api_name="transcribe", concurrency_limit=1)
+    button.click(lambda path: transcribe_sound(asr, path), sound, outputs, api_name="transcribe", concurrency_limit=1)
     if samples := find_samples():
         gr.Examples(samples, sound, label="示例 · Samples")
 
@@ -77,60 +77,50 @@ def _build_pinyin(asr) -> None:
 
 
 def find_samples() -> list[str]:
-    """The sounds beside this file, as in the repository, or in its folder `samples` on the Hub."""
+    """The sample sounds: beside this file in a Space, one folder up in the repository."""
     beside, above = (folder / "samples" for folder in Path(__file__).parents[:2])
     folder = beside if beside.is_dir() else above
     return [str(path) for path in sorted(folder.glob("*")) if path.suffix in (".wav", ".flac", ".ogg")]
 
 
-def write_down(asr, path: str | None) -> tuple:
-    """A sound file -> text, the pinyin over it, N-best, and links to download it."""
+def transcribe_sound(asr, path: str | None) -> tuple:
+    """A sound file -> text, the text with its pinyin above, N-best, and download links."""
     if path is None:
         raise gr.Error("请先录音或上传 · Record or upload a sound first.")
     options = {"return_timestamps": "char", "num_return_sequences": CANDIDATES, "formats": ("txt", "srt")}
     try:
         found = asr(path, **options)
-    except ValueError as error:  # what cannot be read as sound; its message names the file of the upload
+    except ValueError as error:  # not readable as sound; the message names the path of the upload
         raise gr.Error(str(error).replace(path, Path(path).name)) from error
     others = [[row["text"], round(row["score"], 2)] for row in found["alternatives"]]
-    text = found["text"] or "（没有听到话 · nothing was heard）"
+    text = found["text"] or "（没有识别出语音 · no speech was recognised）"
     links = as_links({f"{Path(path).stem}.{kind}": found[kind] for kind in options["formats"]})
-    return text, as_ruby(found["chunks"]), others, links
+    return text, as_ruby(found["chunks"], asr.processor.pinyin_tokenizer.accented), others, links
 
 
 def as_links(files: dict[str, str]) -> str:
-    """{name: content} -> links that carry the content themselves: nothing is left on the server."""
-    cells = [
-        f'<a download="{html.escape(name)}" href="data:text/plain;charset=utf-8,{quote(content)}">⬇ {html.escape(name)}</a>'
-        for name, content in files.items()
-    ]
+    """{name: content} -> links that contain the content, so that nothing is left on the server."""
+    cells = []
+    for name, content in files.items():
+        address, label = f"data:text/plain;charset=utf-8,{quote(content)}", html.escape(name)
+        cells.append(f'<a download="{label}" href="{address}">⬇ {label}</a>')
     return f'<div class="files">{"".join(cells)}</div>'
 
 
-def as_ruby(chunks: list[dict]) -> str:
-    """Characters with the pinyin heard above; the less sure the syllable, the redder its ground."""
+def as_ruby(chunks: list[dict], accented: Callable[[str], str]) -> str:
+    """Characters with their pinyin above; the less confident a syllable, the redder its background."""
     cells = []
     for chunk in chunks:
         doubt = round(100 * (1 - chunk["confidence"]))
         title = f"{chunk['pinyin']} {100 - doubt} % · {chunk['timestamp'][0]:.2f} s"
         ground = f"background: color-mix(in srgb, #ef4444 {doubt}%, transparent)"
-        cells.append(
-            f'<ruby style="{ground}" title="{title}">{html.escape(chunk["text"])}<rt>{accented(chunk["pinyin"])}</rt></ruby>'
-        )
+        character, pinyin = html.escape(chunk["text"]), accented(chunk["pinyin"])
+        cells.append(f'<ruby style="{ground}" title="{title}">{character}<rt>{pinyin}</rt></ruby>')
     return f'<div class="spoken">{" ".join(cells)}</div>'
 
 
-def accented(unit: str) -> str:
-    """hao3 -> hǎo: the mark goes on a or e, on the o of ou, else on the last vowel."""
-    base, tone = unit[:-1], unit[-1:]
-    if tone not in ("1", "2", "3", "4"):
-        return base
-    place = next((base.index(v) for v in ("a", "e", "ou") if v in base), max(base.rfind(v) for v in TONES))
-    return base[:place] + TONES[base[place]][int(tone) - 1] + base[place + 1 :] if place >= 0 else base
-
-
 def convert(asr, line: str) -> tuple[str, list[list[str]], str]:
-    """What has been typed so far -> the best text, the candidates, and what is no syllable, or not yet."""
+    """What has been typed so far -> the best text, the candidates, and what is not a syllable, or not yet."""
     line = line[:MOST_TYPED]
     if not line.strip():
         return "", [], ""

@@ -1,5 +1,7 @@
-"""`pinyin-llm serve`: OpenAI's POST /v1/audio/transcriptions, by FastAPI and uvicorn, with requests that wait together
-written down together."""
+"""`pinyin-llm serve`: OpenAI's POST /v1/audio/transcriptions, by FastAPI and uvicorn.
+
+Requests that wait at the same time are transcribed as one batch.
+"""
 
 import asyncio
 import queue
@@ -14,21 +16,21 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from ..pipeline_pinyin_llm import transcribe
 from ..transcript_pinyin_llm import FORMATS, Transcript, characters_of
+from ..transcription_pinyin_llm import transcribe
 
 
-LARGEST_BYTES = 25 * 2**20  # OpenAI's limit, too
+LARGEST_BYTES = 25 * 2**20  # OpenAI's limit as well
 FORM_BYTES = 2**16  # of the other fields
-LANGUAGES = {"", "zh", "cmn", "chinese", "mandarin"}  # also with a region or script behind, as zh-TW
+LANGUAGES = {"", "zh", "cmn", "chinese", "mandarin"}  # also with a region or script, as in zh-TW
 MODEL = {"id": "pinyin-llm", "object": "model", "created": 0, "owned_by": "pinyin-llm"}
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
-POLL_SECONDS = 0.5  # how often a waiting request is asked whether its client is still there
+POLL_SECONDS = 0.5  # between checks that the client of a waiting request is still connected
 RETRY_SECONDS = 1
 
 
 class RequestError(Exception):
-    """A request that gets no transcript: HTTP status and the reason."""
+    """A request that is refused: HTTP status and the reason."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -36,11 +38,11 @@ class RequestError(Exception):
 
 
 class Batcher:
-    """One thread that owns the model: whatever waits is transcribed as one batch.
+    """One thread that owns the model and transcribes whatever is waiting as one batch.
 
     Args:
         batch_size: Requests, and pieces of sound, at once.
-        most_waiting: Requests in the queue, beyond which they are refused.
+        most_waiting: Requests in the queue; more are refused.
     """
 
     def __init__(self, model, processor, batch_size: int, most_waiting: int):
@@ -53,27 +55,29 @@ class Batcher:
         """A future [`Transcript`].
 
         Raises:
-            RequestError: Too many wait already.
+            RequestError: The queue is full.
         """
         future: Future = Future()
         try:
             self.waiting.put_nowait((sound, future))
         except queue.Full:
-            raise RequestError(503, f"{self.waiting.maxsize} requests wait already. Try again in a second.") from None
+            raise RequestError(
+                503, f"{self.waiting.maxsize} requests are waiting already. Try again in a second."
+            ) from None
         return future
 
     def close(self) -> None:
-        """Finish what waits, then end the thread."""
+        """Finish the waiting requests, then end the thread."""
         self.waiting.put(None)
         self.thread.join()
 
     def _work(self) -> None:
         while jobs := self._next_batch():
-            jobs.sort(key=lambda job: len(job[0]))  # the short ones need not wait for the long ones
+            jobs.sort(key=lambda job: len(job[0]))  # short sounds need not wait for long ones
             self._transcribe(jobs)
 
     def _transcribe(self, jobs: list[tuple[bytes, Future]]) -> None:
-        """Answer them all: where a batch fails each alone, and whatever it is that fails then, who waits must hear of it."""
+        """Answer all requests; if a batch fails, each is tried alone, and the one that fails gets the error."""
         waiting = list(jobs)
         try:
             for transcript in transcribe(self.model, self.processor, [sound for sound, _ in jobs], self.batch_size):
@@ -83,26 +87,26 @@ class Batcher:
                 for _, future in waiting:
                     future.set_exception(error)
                 return
-        for job in waiting:  # only now: the error holds on to the memory of the batch
+        for job in waiting:  # outside the except block: the error would keep the memory of the batch
             self._transcribe([job])
 
     def _next_batch(self) -> list[tuple[bytes, Future]]:
-        """Waits for one request and takes along what waits beside it; empty at the end."""
+        """Waits for one request and takes all that wait with it; empty when the server stops."""
         jobs: list = []
-        while not jobs:  # those whose clients hung up are left out
+        while not jobs:  # requests whose clients hung up are dropped
             taken = [self.waiting.get()]
             while taken[-1] is not None and len(taken) < self.batch_size and not self.waiting.empty():
                 taken.append(self.waiting.get())
             jobs = [job for job in taken if job is not None and job[1].set_running_or_notify_cancel()]
             if taken[-1] is None:
                 if jobs:
-                    self.waiting.put(None)  # the end comes after those that waited before it
+                    self.waiting.put(None)  # stop after the requests that came before
                 break
         return jobs
 
 
 class SizeLimit:
-    """Refuses a request by the length that it announces, before its body is kept anywhere."""
+    """Refuses a request by the length that it announces, before its body is stored."""
 
     def __init__(self, app):
         self.app = app
@@ -142,13 +146,13 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
 
     @server.get("/v1/models/{name}")
     async def one_model(name: str) -> dict:
-        return MODEL | {"id": name}  # whatever it is called: there is one
+        return MODEL | {"id": name}  # any name: there is one model
 
     @server.post("/v1/audio/transcriptions")
     async def transcriptions(
         request: Request,
         file: Annotated[UploadFile, File()],
-        model: Annotated[str, Form()] = MODEL["id"],  # noqa: ARG001  (there is one)
+        model: Annotated[str, Form()] = MODEL["id"],  # noqa: ARG001  (there is one model)
         language: Annotated[str, Form()] = "zh",
         response_format: Annotated[str, Form()] = "json",
         stream: Annotated[bool, Form()] = False,
@@ -166,7 +170,7 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
 
 
 async def _wait(future: Future, request: Request) -> Transcript:
-    """The transcript; where the client hangs up before its turn, the future is cancelled and nothing is done for it."""
+    """The transcript; if the client hangs up before its turn, the request is cancelled."""
     waiting = asyncio.wrap_future(future)
     while not (await asyncio.wait([waiting], timeout=POLL_SECONDS))[0]:
         if await request.is_disconnected():
@@ -177,11 +181,11 @@ async def _wait(future: Future, request: Request) -> Transcript:
 
 def _check(language: str, response_format: str, stream: bool) -> None:
     if language.lower().split("-")[0] not in LANGUAGES:
-        raise RequestError(400, f"language: this model writes Mandarin (zh) alone, found {language!r}.")
+        raise RequestError(400, f"language: this model transcribes Mandarin (zh) only, found {language!r}.")
     if response_format not in FORMS:
         raise RequestError(400, f"response_format: expected one of {', '.join(FORMS)}, found {response_format!r}.")
     if stream:
-        raise RequestError(400, "stream: answers come whole. Leave it out.")
+        raise RequestError(400, "stream: streaming is not supported. Leave it out.")
 
 
 def _answer(transcript: Transcript, response_format: str):
@@ -193,7 +197,7 @@ def _answer(transcript: Transcript, response_format: str):
 
 
 def _verbose(transcript: Transcript) -> dict:
-    """As OpenAI's: segments are pieces between pauses, words are characters."""
+    """As OpenAI's: segments are the chunks between pauses, words are characters."""
     chunks = enumerate(transcript.chunks)
     words = [(row["text"], *row["timestamp"]) for row in characters_of(transcript)]
     return {
@@ -207,14 +211,14 @@ def _verbose(transcript: Transcript) -> dict:
 
 
 def _refuse(status: int, message: str) -> JSONResponse:
-    """An error in OpenAI's words."""
+    """An error in OpenAI's format."""
     kind = "server_error" if status >= 500 else "invalid_request_error"
     headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
     return JSONResponse({"error": {"message": message, "type": kind, "code": status}}, status, headers)
 
 
 def _refuse_path(request: Request, error: HTTPException) -> JSONResponse:
-    """No such path, or not by this method."""
+    """No such path, or not with this method."""
     return _refuse(error.status_code, f"{request.method} {request.url.path}: {error.detail}. See /docs.")
 
 
@@ -223,7 +227,7 @@ def _name_fields(error: RequestValidationError) -> str:
 
 
 def serve(model, processor, host: str, port: int, batch_size: int, most_waiting: int) -> int:
-    """Serve until SIGINT or SIGTERM; requests that are under way are answered first."""
+    """Serve until SIGINT or SIGTERM; requests in progress are answered first."""
     server = build_server(model, processor, batch_size, most_waiting)
     uvicorn.run(server, host=host, port=port, access_log=False)
     return 0

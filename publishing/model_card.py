@@ -1,10 +1,10 @@
 """The model card of a folder, from its configuration, the records of its runs and its measured results.
 
-run_1.json, run_2.json, ..., run.json    written by the training scripts, one a stage
+run_1.json, run_2.json, ..., run.json    written by the training scripts, one per stage
 results.json   written by benchmarks/asr.py --json
-card.yaml      by hand: whatever else the front matter says (license, base_model, datasets), and `training_data`; a licence of
-               the language model that is not among TERMS has to be said there; `went_on_from` was the `training_data` of
-               the model before
+card.yaml      by hand: further front matter (license, base_model, datasets) and `training_data`; a licence of the
+language
+               model that is not in TERMS must be given here; `went_on_from` is the `training_data` of the model before
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..ngrams_pinyin_llm import FILE_NAME
-from ..training.trainer import records_of
+from ..training.records import records_of
 
 
 SAMPLES = ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")  # of samples/, that go along to the Hub
@@ -22,8 +22,9 @@ TAGS = ["mandarin", "pinyin", "speech-llm", "custom_code"]
 TERMS = {
     "meta-llama/Llama-2": (
         "llama2",
-        "Its language model is LLaMA-2: the LLAMA 2 Community License Agreement applies, Meta's acceptable use policy, and the "
-        "line: Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved.",
+        "Its language model is LLaMA-2: the LLAMA 2 Community License Agreement and Meta's acceptable use policy apply, and "
+        "the line: Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
+        "All Rights Reserved.",
     ),
     "google/gemma": ("gemma", "Its language model is Gemma: the Gemma Terms of Use apply."),
     "openai/whisper": (
@@ -32,14 +33,14 @@ TERMS = {
     ),
 }
 LICENSE, CODE_TERMS = "apache-2.0", "The code is Apache-2.0."
-UNKNOWN, NOT_TOLD = "other", "Its language model has terms of its own, which apply to these weights, too."
+UNKNOWN, NOT_KNOWN = "other", "Its language model has terms of its own, which apply to these weights too."
 
 
 def write_card(folder: Path, repo_id: str) -> None:
     """Write README.md into a model folder.
 
     Raises:
-        ValueError: Facts that do not fit together, in the words of huggingface_hub.
+        ValueError: Facts that contradict each other, as huggingface_hub reports them.
     """
     given = _read_yaml(folder / "card.yaml")
     records = [json.loads(path.read_text("utf-8")) for path in records_of(folder)]
@@ -49,7 +50,7 @@ def write_card(folder: Path, repo_id: str) -> None:
     bases = [bases] if isinstance(bases, str) else bases
     training_data = given.pop("training_data", "The records of the runs (run*.json) name the files of each stage.")
     if before := given.pop("went_on_from", None):
-        training_data += f" It went on from a model whose own were: {before}"
+        training_data += f" It started from a model trained on: {before}"
     data = _front_matter(repo_id, bases, results, given)
     card = ModelCard.from_template(
         data,
@@ -62,7 +63,7 @@ def write_card(folder: Path, repo_id: str) -> None:
         delta=", ".join(_name_base(config["delta"][part]) for part in ("audio_tower", "language_model"))
         if config.get("delta")
         else "",
-        parts=count_parameters(folder),
+        parts=parameters_in_files(folder),
         ngrams=(folder / FILE_NAME).exists(),
         stages=[{"command": record["command"], "about": _about(record)} for record in records],
         training_data=training_data,
@@ -74,7 +75,7 @@ def write_card(folder: Path, repo_id: str) -> None:
 
 
 def _front_matter(repo_id: str, bases: list[str], results: list[dict], given: dict) -> ModelCardData:
-    """The metadata of the Hub; `given` goes before what is made here."""
+    """The metadata of the Hub; `given` overrides what is derived here."""
     samples = f"https://huggingface.co/{repo_id}/resolve/main/samples"
     made = {
         "language": "zh",
@@ -103,8 +104,8 @@ def _eval_result(result: dict) -> EvalResult:
     )
 
 
-def count_parameters(folder: Path) -> dict[str, int]:
-    """Parameters by part, from the headers of the weights alone."""
+def parameters_in_files(folder: Path) -> dict[str, int]:
+    """Parameters by part, read from the headers of the weight files."""
     from math import prod
 
     from safetensors import safe_open
@@ -113,7 +114,7 @@ def count_parameters(folder: Path) -> dict[str, int]:
     files = {*folder.glob("*.safetensors"), *folder.glob("adapter_*/*.safetensors")} - {folder / FILE_NAME}
     for path in sorted(files):
         with safe_open(path, framework="np") as weights:
-            for name in weights.keys():  # noqa: SIM118  (no mapping)
+            for name in weights.keys():  # noqa: SIM118  (not a mapping)
                 part = "LoRA" if path.parent != folder else name.partition(".")[0]
                 counts[part] = counts.get(part, 0) + prod(weights.get_slice(name).get_shape())
     return counts
@@ -128,9 +129,9 @@ def _bases(records: list[dict], config: dict) -> list[str]:
 
 
 def _license(bases: list[str]) -> str:
-    """The strictest of the bases': a language model's own terms go before a free licence.
+    """The strictest licence of the bases: a language model's own terms take precedence over a free licence.
 
-    "other" where a base is not known, or lies in a folder: card.yaml may say what it is.
+    "other" if a base is unknown or a local folder; card.yaml may say what it is.
     """
     found = [next((own for prefix, (own, _) in TERMS.items() if base.startswith(prefix)), UNKNOWN) for base in bases]
     found += [UNKNOWN] * (2 - len(bases))
@@ -139,8 +140,8 @@ def _license(bases: list[str]) -> str:
 
 def _terms(bases: list[str], license: str) -> str:
     found = [terms for prefix, (_, terms) in TERMS.items() if any(base.startswith(prefix) for base in bases)]
-    found += [NOT_TOLD] if license == UNKNOWN else []
-    return " ".join([CODE_TERMS, *found, "The texts and speech that it learned from have terms of their own."])
+    found += [NOT_KNOWN] if license == UNKNOWN else []
+    return " ".join([CODE_TERMS, *found, "The texts and speech that it was trained on have terms of their own."])
 
 
 def _projector(config: dict) -> str:
@@ -154,7 +155,7 @@ def _name_base(base: dict) -> str:
 
 
 def _about(record: dict) -> str:
-    """Steps, data and metrics of one stage, as they were recorded."""
+    """Steps, learning rate and metrics of one stage, as recorded."""
     arguments = record["arguments"]
     facts = [f"{arguments['max_steps']} steps" if arguments.get("max_steps", -1) > 0 else ""]
     facts.append(f"learning rate {arguments['learning_rate']}")

@@ -1,51 +1,57 @@
-"""The checkpoint that ships: half the bytes, and the code linked instead of copied, since it lies in the repository.
+"""A trained model as it ships: half the bytes, checked for size, with the records of its runs.
 
-python -m pinyin_llm.publishing.release data/mini-bridge .
+pinyin-llm release data/mini-bridge .       # into this repository, which is the mini model's folder
 """
 
 import json
-import os
+import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
-PACKAGE = Path(__file__).resolve().parent
-LARGEST_BYTES = 95_000_000
+LARGEST_BYTES = 95_000_000  # per file: code hosts refuse files of 100 MB
 
 
 def release(source: str, target: str) -> int:
-    """Write the model of `source` to `target`, its weights as float16, to be loaded as float32; their bytes.
+    """Write the model of `source` to `target` with float16 weights, to be loaded as float32; returns their bytes.
 
     Whisper-base's weights were published as float16, so its encoder loses nothing.
 
     Raises:
-        ValueError: The weights are too large to be shipped.
+        ValueError: The weights are too large to be shipped; `target` is as it was.
     """
     import torch
 
     from .. import PinyinLlamaForASR, PinyinLlamaProcessor
 
-    for link in Path(target).glob("*_pinyin_llm.py"):
-        link.unlink()  # else the code would be copied onto itself
     model = PinyinLlamaForASR.from_pretrained(source, dtype=torch.float32)
-    model.half().save_pretrained(target)
-    PinyinLlamaProcessor.from_pretrained(source).save_pretrained(target)
-    config = Path(target, "config.json")
-    config.write_text(
-        json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2, ensure_ascii=False) + "\n"
-    )
-    for copy in Path(target).glob("*_pinyin_llm.py"):
-        copy.unlink()
-        copy.symlink_to(os.path.relpath(PACKAGE / copy.name, Path(target).resolve()))
-    size = Path(target, "model.safetensors").stat().st_size
-    if size > LARGEST_BYTES:
-        raise ValueError(
-            f"{target}: expected weights of at most {LARGEST_BYTES} bytes, found {size}. Make the model smaller."
-        )
+    with TemporaryDirectory() as scratch:
+        model.half().save_pretrained(scratch)
+        PinyinLlamaProcessor.from_pretrained(source).save_pretrained(scratch)
+        config = Path(scratch, "config.json")
+        values = json.loads(config.read_text("utf-8")) | {"dtype": "float32"}
+        config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        size = Path(scratch, "model.safetensors").stat().st_size
+        if size > LARGEST_BYTES:
+            raise ValueError(
+                f"{target}: expected weights of at most {LARGEST_BYTES} bytes, found {size}. Make the model smaller."
+            )
+        for file in Path(scratch).iterdir():
+            if file.suffix != ".py":  # the code has its own place in the repository
+                shutil.copyfile(file, Path(target, file.name))
     return size
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 bad usage."""
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) != 2 or words[0].startswith("-"):
+        print("usage: pinyin-llm release SOURCE TARGET", file=sys.stderr)
+        return 0 if set(words) & {"-h", "--help"} else 2
+    print(f"{words[1]}: {release(*words):,} bytes")
+    return 0
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m pinyin_llm.publishing.release SOURCE TARGET")
-    print(f"{sys.argv[2]}: {release(*sys.argv[1:]):,} bytes")
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Character error rate as this package reports it: one normaliser, an interval, kinds of error, homophones."""
+"""Character error rate with one normaliser, an interval, kinds of error, and the share of homophones."""
 
 import math
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ from .normalization import normalize_text
 
 BOOTSTRAP_SAMPLES = 1000
 FILE_COLUMNS = {"file", "id", "path", "utt", "audio"}
-# A speech LLM that loses its place says a word or phrase over and over; Mandarin itself says a character twice (看看) or a
-# pair twice (好的好的), so three times is the first number that tells.
+# A speech LLM that loses its place repeats a word or phrase over and over. Mandarin itself repeats a character (看看)
+# or a pair (好的好的) once, so three times in a row is the first number that is suspicious.
 LONGEST_STRETCH, FEWEST_TIMES = 4, 3
 
 
@@ -27,12 +27,12 @@ class Score:
     Args:
         cer: Substitutions, deletions and insertions over reference characters.
         low, high: 95 % interval of the CER, by bootstrap over utterances.
-        homophones: Share of all errors that are substitutions by a character of the same syllable (tone apart): right
-            sound, wrong character, which is what P2C pre-training is about.
-        wrong_syllables, wrong_tones, wrong_characters: The substitutions by what is wrong first: the syllable; the tone
-            of the right syllable; the character alone, read alike.
-        repetitions: Share of utterances that say a stretch of 1 to 4 characters three times in a row or more, and more
-            often than the reference does.
+        homophones: Share of all errors that are substitutions by a character of the same syllable (ignoring the tone):
+            right sound, wrong character, which is what P2C pre-training addresses.
+        wrong_syllables, wrong_tones, wrong_characters: The substitutions by kind: another syllable; the right syllable
+            with another tone; a homophone.
+        repetitions: Share of utterances that repeat a stretch of 1 to 4 characters three times in a row or more, and
+            more often than the reference does.
     """
 
     cer: float
@@ -73,24 +73,26 @@ def score(references: list[str], hypotheses: list[str], times: int = 1) -> Score
     """CER of parallel lists, both normalised alike.
 
     Args:
-        times: How often the lists hold the same utterances, one round after the other (a system's several seeds). The
-            interval draws an utterance with all its rounds: another seed is no other utterance.
+        times: How often the lists contain the same utterances, one round after the other (several seeds of a system).
+            The interval draws an utterance with all its rounds, since another seed is not another utterance.
 
     Raises:
-        ValueError: Lists of different length, or no reference character at all.
+        ValueError: Lists of different length, or no reference character.
     """
     if len(references) != len(hypotheses):
-        raise ValueError(f"Expected one hypothesis a reference, found {len(references)} and {len(hypotheses)}.")
-    said, wrote = ([normalize_text(text) for text in texts] for texts in (references, hypotheses))
-    if not any(said):
-        raise ValueError("The references hold no Chinese or Latin character to score.")
-    alignments = jiwer.process_characters(said, wrote).alignments
+        raise ValueError(f"Expected one hypothesis per reference, found {len(references)} and {len(hypotheses)}.")
+    references, hypotheses = ([normalize_text(text) for text in texts] for texts in (references, hypotheses))
+    if not any(references):
+        raise ValueError("The references contain no Chinese or Latin character to score.")
+    alignments = jiwer.process_characters(references, hypotheses).alignments
     errors = np.array([_count(alignment) for alignment in alignments])
     substitutions, deletions, insertions = errors.sum(0).tolist()
-    lengths = np.array([len(text) for text in said])
+    lengths = np.array([len(text) for text in references])
     low, high = _interval(*(counts.reshape(times, -1).sum(0) for counts in (errors.sum(1), lengths)))
     total = substitutions + deletions + insertions
-    syllables, tones, characters = np.sum(list(map(_substitutions, alignments, said, wrote)), axis=0).tolist()
+    syllables, tones, characters = np.sum(
+        list(map(_substitutions, alignments, references, hypotheses)), axis=0
+    ).tolist()
     return Score(
         cer=float(total / lengths.sum()),
         low=low,
@@ -102,20 +104,20 @@ def score(references: list[str], hypotheses: list[str], times: int = 1) -> Score
         wrong_syllables=syllables,
         wrong_tones=tones,
         wrong_characters=characters,
-        repetitions=float(np.mean(list(map(_repeats, said, wrote)))),
+        repetitions=float(np.mean(list(map(_repeats, references, hypotheses)))),
         characters=int(lengths.sum()),
-        utterances=len(said),
+        utterances=len(references),
     )
 
 
 def score_each(references: list[str], hypotheses: list[str]) -> list[float]:
-    """CER of each utterance alone; NaN where a reference holds no character."""
+    """CER of each utterance; NaN where a reference has no character."""
     pairs = zip(references, hypotheses, strict=True)
-    return [score([said], [wrote]).cer if normalize_text(said) else math.nan for said, wrote in pairs]
+    return [score([reference], [text]).cer if normalize_text(reference) else math.nan for reference, text in pairs]
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
-    """The lines of a text file, without their ends or a byte order mark.
+    """The lines of a text file, without line ends or a byte order mark.
 
     Raises:
         ValueError: The file is not in UTF-8.
@@ -128,13 +130,13 @@ def read_lines(path: str | Path) -> Iterator[str]:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """A tsv of file and text -> {file, as it is written there: text}.
+    """A tsv of file and text -> {file as it is written there: text}.
 
     A header line may name the columns (`file`, `id`, `path`, `utt` or `audio`; `text`); without one they are the first
     two.
 
     Raises:
-        ValueError: A table that is not UTF-8, the line without a text column, or the file that comes twice.
+        ValueError: A table that is not UTF-8, a line without a text column, or a file that occurs twice.
     """
     lines = list(read_lines(path))
     file_column, text_column, first = 0, 1, 0
@@ -149,7 +151,7 @@ def read_texts(path: str | Path) -> dict[str, str]:
             raise ValueError(f"{path}, line {number}: expected file TAB text, found {line!r}.")
         file = cells[file_column]
         if file in texts:
-            raise ValueError(f"{path}, line {number}: {file} comes twice. Keep one text a file.")
+            raise ValueError(f"{path}, line {number}: {file} occurs twice. Keep one text per file.")
         texts[file] = cells[text_column]
     return texts
 
@@ -157,10 +159,10 @@ def read_texts(path: str | Path) -> dict[str, str]:
 def pair_texts(references: dict[str, str], hypotheses: dict[str, str]) -> tuple[list[str], list[str]]:
     """Texts by file -> parallel lists, in the order of the references.
 
-    Where the paths differ, their folders are left out: references and transcripts may lie in different ones.
+    If the paths differ, only file names are compared: references and transcripts may be in different folders.
 
     Raises:
-        ValueError: The files that have a text on one side only, or that differ in their folders alone.
+        ValueError: Files with a text on one side only, or of one name in different folders.
     """
     if references.keys() != hypotheses.keys():
         references, hypotheses = _by_name(references), _by_name(hypotheses)
@@ -177,7 +179,7 @@ def _by_name(texts: dict[str, str]) -> dict[str, str]:
     for file, text in texts.items():
         name = Path(file).name
         if name in named:
-            raise ValueError(f"{name} comes twice, in different folders. Write the same paths in both tables.")
+            raise ValueError(f"{name} occurs twice, in different folders. Use the same paths in both tables.")
         named[name] = text
     return named
 
@@ -190,31 +192,29 @@ def _count(alignment: list) -> tuple[int, int, int]:
     return sizes["substitute"], sizes["delete"], sizes["insert"]
 
 
-def _substitutions(alignment: list, said: str, wrote: str) -> tuple[int, int, int]:
-    """Substituted characters by what is wrong: the syllable, its tone, or the character alone."""
-    pairs = [
-        pair
-        for chunk in alignment
-        if chunk.type == "substitute"
-        for pair in zip(
-            said[chunk.ref_start_idx : chunk.ref_end_idx], wrote[chunk.hyp_start_idx : chunk.hyp_end_idx], strict=True
-        )
-    ]
-    read_alike = sum(bool(_readings(a) & _readings(b)) for a, b in pairs)
+def _substitutions(alignment: list, reference: str, hypothesis: str) -> tuple[int, int, int]:
+    """Substituted characters by kind: another syllable, another tone, or a homophone."""
+    pairs = []
+    for chunk in alignment:
+        if chunk.type == "substitute":
+            spoken = reference[chunk.ref_start_idx : chunk.ref_end_idx]
+            pairs += zip(spoken, hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx], strict=True)
+    homophones = sum(bool(_readings(a) & _readings(b)) for a, b in pairs)
     same_syllable = sum(bool(_sounds(a) & _sounds(b)) for a, b in pairs)
-    return len(pairs) - same_syllable, same_syllable - read_alike, read_alike
+    return len(pairs) - same_syllable, same_syllable - homophones, homophones
 
 
-def _repeats(said: str, wrote: str) -> bool:
-    """Whether a stretch is written at least `FEWEST_TIMES` in a row, and more often than it is said."""
-    spoken = _most_in_a_row(said)
+def _repeats(reference: str, hypothesis: str) -> bool:
+    """Whether a stretch occurs at least `FEWEST_TIMES` in a row, and more often than in the reference."""
+    spoken = _most_in_a_row(reference)
     return any(
-        times >= FEWEST_TIMES and times > spoken.get(stretch, 0) for stretch, times in _most_in_a_row(wrote).items()
+        times >= FEWEST_TIMES and times > spoken.get(stretch, 0)
+        for stretch, times in _most_in_a_row(hypothesis).items()
     )
 
 
 def _most_in_a_row(text: str) -> dict[str, int]:
-    """Each stretch of up to `LONGEST_STRETCH` characters -> the most times that it follows itself, itself counted."""
+    """Each stretch of up to `LONGEST_STRETCH` characters -> the most times that it occurs in a row."""
     most: dict[str, int] = {}
     for size in range(1, LONGEST_STRETCH + 1):
         for start in range(len(text) - size + 1):
@@ -243,19 +243,19 @@ def _units() -> PinyinTokenizer:
 
 
 def _interval(errors: np.ndarray, lengths: np.ndarray) -> tuple[float, float]:
-    """95 % interval of errors over characters when the utterances are drawn again and again."""
+    """95 % interval of errors over characters, by drawing utterances with replacement."""
     draws = np.random.default_rng(0).integers(len(errors), size=(BOOTSTRAP_SAMPLES, len(errors)))
     rates = errors[draws].sum(1) / np.maximum(lengths[draws].sum(1), 1)
     low, high = np.quantile(rates, [0.025, 0.975])
     return float(low), float(high)
 
 
-def score_syllables(references: list[str], heard: list[list[int]]) -> dict[str, float]:
-    """Syllable error rates, toned and toneless, of the units heard against those of the reference characters."""
+def score_syllables(references: list[str], recognized: list[list[int]]) -> dict[str, float]:
+    """Syllable error rates, toned and toneless, of unit ids recognised against those of the reference characters."""
     units = _units()
-    said = [units.encode_characters(text)[1] for text in references]
+    spoken = [units.encode_characters(text)[1] for text in references]
     rates = {}
     for name, spell in (("toned", lambda i: units.units[i]), ("toneless", lambda i: units.units[i][:-1])):
-        lines = [[" ".join(map(spell, row)) for row in rows] for rows in (said, heard)]
+        lines = [[" ".join(map(spell, row)) for row in rows] for rows in (spoken, recognized)]
         rates[f"{name}_syllable_errors"] = jiwer.process_words(*lines).wer
     return rates

@@ -1,4 +1,4 @@
-"""The character error rate of this package as a metric of Hugging Face evaluate: `evaluate.load("scoring/cer_metric.py")`."""
+"""The character error rate of this package for Hugging Face evaluate: `evaluate.load("scoring/cer_metric.py")`."""
 
 import datasets
 import evaluate
@@ -12,14 +12,15 @@ alike: NFKC, numbers read as Chinese, traditional characters made simplified, pu
 """
 KWARGS_DESCRIPTION = """
 Args:
-    predictions: The texts written, one string an utterance.
+    predictions: The hypotheses, one string per utterance.
     references: The texts spoken.
 Returns:
     cer, low, high: The rate and its interval, as shares of the reference characters.
     substitutions, deletions, insertions: Numbers of errors.
     homophones: Share of the errors that are another character of the same syllable.
-    wrong_syllables, wrong_tones, wrong_characters: The substitutions by what is wrong first.
-    repetitions: Share of utterances that say a stretch three times in a row or more, and more often than the reference.
+    wrong_syllables, wrong_tones, wrong_characters: The substitutions by kind.
+    repetitions: Share of utterances that repeat a stretch three times in a row or more, and more often than the
+    reference.
 Examples:
     >>> evaluate.load("scoring/cer_metric.py").compute(predictions=["你号"], references=["你好"])["cer"]
     0.5

@@ -1,13 +1,13 @@
-"""One reading of written Chinese, shared by training text and the character error rate.
+"""How written Chinese is read aloud, for training text and for the character error rate alike.
 
-The policy, the same for everyone:
+The policy:
 
 * Unicode NFKC, then traditional characters become simplified (OpenCC's t2s table);
 * numbers are read as Chinese: quantities by value (`300` -> 三百); years digit by digit (`1998年` ->
   一九九八年, `80后` -> 八零后); dates, times, decimals, percentages, fractions and ranges by their usual
   reading; a single 2 before a measure word is 两; codes (a leading zero, or eight digits and more) digit
   by digit; 〇 is 零;
-* `normalize_text` then keeps Han characters and lower-cased ASCII letters, and nothing else.
+* `normalize_text` then keeps only Han characters and lower-cased ASCII letters.
 
 No function here raises on any `str`, and `normalize_text` is idempotent.
 """
@@ -24,7 +24,7 @@ from ..tokenization_pinyin_llm import HAN_BLOCKS
 if TYPE_CHECKING:
     from opencc import OpenCC
 
-HAN_CLASS = "〇" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HAN_BLOCKS)  # what `is_han` says of one
+HAN_CLASS = "〇" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HAN_BLOCKS)  # as `is_han`
 HAN = re.compile(f"[{HAN_CLASS}]")
 NOT_HAN_OR_LATIN = re.compile(f"[^{HAN_CLASS}a-z]+")
 
@@ -65,7 +65,7 @@ def han_only(text: str) -> str:
 
 
 def _settle(text: str) -> str:
-    """Simplify until nothing changes: dropping or converting one character can complete another phrase."""
+    """Simplify until nothing changes: removing or converting a character can complete another phrase."""
     for _ in range(4):
         simplified = _simplify(text)
         if simplified == text:
@@ -81,15 +81,15 @@ def _simplify(text: str) -> str:
 
 @cache
 def _converter() -> tuple["OpenCC", re.Pattern]:
-    """OpenCC's converter, and the pattern of short Han runs that hold a character it would change.
+    """OpenCC's converter, and the pattern of short Han runs that contain a character it changes.
 
-    The converter is slow, recursive in the length of its input, and changes nothing elsewhere.
+    The converter is slow, recursive in the length of its input, and changes nothing outside these runs.
     """
     from opencc import OpenCC
 
     converter = OpenCC("t2s")
     entries = [entry for _, _, table in converter.dict_cache.values() for entry in table.items()]
-    # phrases change characters that stay as they are alone: 瞭解 -> 了解
+    # phrases change characters that stay the same on their own: 瞭解 -> 了解
     pairs = [pair for source, target in entries for pair in zip(source, target, strict=False)]
     changed = "".join({old for old, new in pairs if old != new})
     unchanged = f"(?:(?![{changed}])[{HAN_CLASS}])"
@@ -106,7 +106,7 @@ def _read_numbers(text: str) -> str:
 
 @cache
 def _number_forms() -> list[tuple[re.Pattern, Callable[[re.Match], str]]]:
-    """(pattern, reading) pairs in the order in which they are tried."""
+    """(pattern, reading) pairs in the order in which they are applied."""
     year, hour, sixty = "[12][0-9]{3}", "[0-9]|[01][0-9]|2[0-4]", "[0-5][0-9]"
     spelled_year = f"{year}(?=\\s?年)|(?:0[0-9]|[7-9][0-9])(?=年(?!代)|后(?!卫))"
     return [

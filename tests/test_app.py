@@ -17,8 +17,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import metadata_load
 
-from pinyin_llm.inference.demo import accented
-from pinyin_llm.inference.files import MINI_MODEL
+from pinyin_llm.inference.loading import MINI_MODEL
+from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
 
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +145,7 @@ def test_a_long_line_of_pinyin_is_cut(client):
 
 def test_tone_marks():
     units = ["hao3", "lü4", "jiu3", "gui1", "ou3", "xue2", "de5", "er2", "zhuang4"]
-    assert list(map(accented, units)) == ["hǎo", "lǜ", "jiǔ", "guī", "ǒu", "xué", "de", "ér", "zhuàng"]
+    assert list(map(PinyinTokenizer.accented, units)) == ["hǎo", "lǜ", "jiǔ", "guī", "ǒu", "xué", "de", "ér", "zhuàng"]
 
 
 def test_a_space_is_app_samples_and_two_files(tmp_path):

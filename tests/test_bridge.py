@@ -7,8 +7,8 @@ from conftest import build_model, tone
 from torch.nn import functional as F
 
 from pinyin_llm.audio_pinyin_llm import split_at_pauses
-from pinyin_llm.generation_pinyin_llm import hear_pinyin
-from pinyin_llm.projector_pinyin_llm import PinyinBridge, describe_segments, segment
+from pinyin_llm.encoder_pinyin_llm import PinyinBridge, describe_segments, segment
+from pinyin_llm.transcription_pinyin_llm import recognize_pinyin
 
 
 # Best class of each frame, 0 for blank; the frames behind the eighth are padding.
@@ -92,8 +92,8 @@ def test_long_sound_is_heard_in_pieces(bridge_model, processor):
     sound = np.concatenate([tone(14, 300), tone(14, 500), tone(14, 700)])
     pieces = [sound[a:b] for a, b in split_at_pauses(sound)]
     assert len(pieces) > 2
-    (heard,) = hear_pinyin(bridge_model, processor, [sound])
-    assert heard == [unit for row in hear_pinyin(bridge_model, processor, pieces) for unit in row]
+    (heard,) = recognize_pinyin(bridge_model, processor, [sound])
+    assert heard == [unit for row in recognize_pinyin(bridge_model, processor, pieces) for unit in row]
 
 
 @torch.no_grad()
@@ -119,4 +119,4 @@ def test_new_bridge_says_nothing_but_pinyin(processor, clips):
     model = PinyinLlamaForASR(build_config("pinyin_bridge")).eval()
     inputs = processor(clips, sampling_rate=16000)
     slots = model.get_audio_features(inputs["input_features"], inputs["input_features_mask"])
-    torch.testing.assert_close(slots.vectors, slots.units @ model.pinyin_embeddings.weight)
+    torch.testing.assert_close(slots.vectors, slots.unit_probs @ model.pinyin_embeddings.weight)

@@ -18,11 +18,11 @@ from conftest import build_model, save_folder, tone
 from safetensors.torch import load_file
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
-from pinyin_llm.generation_pinyin_llm import Written, transcribe_clips
 from pinyin_llm.inference.cli import main
-from pinyin_llm.inference.files import SOURCES, load_model
-from pinyin_llm.pipeline_pinyin_llm import transcribe
+from pinyin_llm.inference.files import SOURCES
+from pinyin_llm.inference.loading import load_model
 from pinyin_llm.scoring.cer import score
+from pinyin_llm.transcription_pinyin_llm import RowResult, transcribe, transcribe_clips
 
 
 COMMANDS = ("transcribe", "convert", "score", "publish", "demo", "serve", "info")
@@ -107,17 +107,17 @@ class TestTranscribe:
         def fill(*args, **kwargs):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr("pinyin_llm.pipeline_pinyin_llm.write_speech", fill)
+        monkeypatch.setattr("pinyin_llm.pipeline_pinyin_llm.transcribe_waveforms", fill)
         code, lines, talk = run("transcribe", sounds["short.wav"])
         assert (code, lines) == (2, [])
         assert "smaller --batch_size" in talk
 
     def test_noise_in_which_nothing_is_heard_warns(self, run, sounds, monkeypatch):
-        write_nothing = lambda model, processor, clips, **_: [Written("") for _ in clips]  # noqa: E731
-        monkeypatch.setattr("pinyin_llm.pipeline_pinyin_llm.write_speech", write_nothing)
+        write_nothing = lambda model, processor, clips, **_: [RowResult("") for _ in clips]  # noqa: E731
+        monkeypatch.setattr("pinyin_llm.pipeline_pinyin_llm.transcribe_waveforms", write_nothing)
         code, lines, talk = run("transcribe", sounds["short.wav"])
         assert (code, lines) == (0, [""])
-        assert "short.wav: nothing was heard; its text is empty" in talk
+        assert "short.wav: no speech was recognised; its text is empty" in talk
 
     def test_names_of_any_bytes(self, run, sounds, tmp_path):
         odd = os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff.wav")
@@ -225,7 +225,7 @@ class TestTranscribe:
         assert f"short.txt is the transcript of {sounds['short.wav']}" in talk
 
     def test_what_cannot_be_done_is_said_before_the_model_is_loaded(self, run, sounds, tmp_path, monkeypatch):
-        monkeypatch.setattr("pinyin_llm.inference.cli._load", lambda name: pytest.fail("the model was loaded"))
+        monkeypatch.setattr("pinyin_llm.inference.commands._load", lambda name: pytest.fail("the model was loaded"))
         (tmp_path / "empty").mkdir()
         (tmp_path / "file").touch()
         for arguments, message in (

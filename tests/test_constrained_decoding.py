@@ -8,14 +8,14 @@ from conftest import CHARACTERS, build_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinyin_llm.generation_pinyin_llm import (
+from pinyin_llm.transcription_pinyin_llm import (
     LONGEST_ROW,
     Syllable,
     _cut_at_pauses,
     convert_pinyin,
+    decode_rows,
     transcribe_clips,
-    write_characters,
-    write_speech,
+    transcribe_waveforms,
 )
 
 
@@ -29,14 +29,14 @@ def readable(processor, character: str, slot: tuple[int, ...]) -> bool:
 
 def test_every_unit_can_be_written(processor):
     constraint = processor.pinyin_constraint()
-    assert (constraint.written_for[:, 0] < len(constraint.sequences)).all()
+    assert (constraint.homophones[:, 0] < len(constraint.sequences)).all()
 
 
 def test_any_character_may_lose_its_tone(bridge_model, processor):
     """妈妈 is ma1 ma5 and 花儿 hua1 r5, though no dictionary reads 妈 as ma5 or 儿 alone as r5."""
     ids = processor.tokenizer(["妈妈", "朋友", "花儿"], add_special_tokens=False).input_ids
     inputs = processor(pinyin=["ma1 ma5", "peng2 you5", "hua1 r5"])
-    limit = processor.pinyin_constraint().bind(inputs["pinyin_ids"], prompt_length=0)
+    limit = processor.pinyin_constraint().for_batch(inputs["pinyin_ids"], prompt_length=0)
     scores = torch.zeros(3, bridge_model.config.vocab_size)
     for step in range(6):
         written = torch.tensor([row[:step] for row in ids], dtype=torch.long)
@@ -46,7 +46,7 @@ def test_any_character_may_lose_its_tone(bridge_model, processor):
 
 def test_speech_without_a_bridge_cannot_be_constrained(processor, clips):
     inputs = processor(clips, sampling_rate=16000)
-    with pytest.raises(ValueError, match="'pooling' hears no pinyin"):
+    with pytest.raises(ValueError, match="'pooling' recognises no pinyin"):
         build_model("mean").generate(**inputs, pinyin_constraint=processor.pinyin_constraint())
 
 
@@ -102,13 +102,13 @@ def test_row_ends_where_somebody_paused():
 
 
 def test_rows_of_one_clip_are_joined_in_order(bridge_model, processor, clips, monkeypatch):
-    (whole, *_) = write_speech(bridge_model, processor, clips)
-    monkeypatch.setattr("pinyin_llm.generation_pinyin_llm.LONGEST_ROW", 2)
-    spans = _cut_at_pauses(whole.heard)
+    (whole, *_) = transcribe_waveforms(bridge_model, processor, clips)
+    monkeypatch.setattr("pinyin_llm.transcription_pinyin_llm.LONGEST_ROW", 2)
+    spans = _cut_at_pauses(whole.syllables)
     assert len(spans) > 2
-    written = write_speech(bridge_model, processor, clips, num_return_sequences=2)[0]
-    assert written.heard == whole.heard
-    assert [len(text) for text, _ in written.alternatives] == [len(whole.heard)] * 2
+    written = transcribe_waveforms(bridge_model, processor, clips, num_return_sequences=2)[0]
+    assert written.syllables == whole.syllables
+    assert [len(text) for text, _ in written.alternatives] == [len(whole.syllables)] * 2
     assert written.text == written.alternatives[0][0]
     assert written.alternatives[0][1] > written.alternatives[1][1]
 
@@ -125,5 +125,5 @@ def test_heard_pinyin_outweighs_the_language_model(bridge_model, processor, clip
 
 
 def test_without_the_constraint_the_model_writes_freely(bridge_model, processor):
-    (free,) = write_characters(bridge_model, processor, processor(pinyin=ROWS[0]), constrained=False)
+    (free,) = decode_rows(bridge_model, processor, processor(pinyin=ROWS[0]), constrained=False)
     assert not all(map(readable, [processor] * 4, free.text, processor.pinyin_tokenizer.encode_syllables(ROWS[0])))

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from test_training import asr, p2c
 from transformers import AutoModelForCausalLM
 
-from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, training
+from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
+from pinyin_llm.training import trainer
 
 
 LORA = ["--lora", "2", "--save", "delta", "--max_steps", "3", "--save_strategy", "no"]
@@ -34,14 +35,14 @@ def trained(parts, tmp_path_factory):
     """Folders of stage 1, its projector and stage 2, each on the one before; and the logits as they were trained."""
     folder = tmp_path_factory.mktemp("delta")
     names = ["--audio_tower", str(parts / "whisper"), "--language_model", str(parts / "llama")]
-    logits, save_model = {}, training.save_model
+    logits, save_model = {}, trainer.save_model
 
     def save_and_remember(model, processor, output_dir, kind):
         logits[os.path.basename(output_dir)] = [model(**batch).logits.detach() for batch in make_batches(processor)]
         save_model(model, processor, output_dir, kind)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "save_model", save_and_remember)
+        patch.setattr(trainer, "save_model", save_and_remember)
         p2c(parts, folder / "p2c", *LORA, *names)
         asr(parts, folder / "projector", *LORA, "--model", str(folder / "p2c"), "--lowest_layers", "0")
         asr(parts, folder / "asr", *LORA, "--model", str(folder / "projector"), "--lowest_layers", "1")
@@ -117,7 +118,7 @@ def test_what_cannot_be_a_delta_is_refused(trained, parts, tmp_path):
     folder, _ = trained
     PinyinLlamaForASR.from_pretrained(folder / "p2c").save_pretrained(tmp_path / "whole")
     build_processor().save_pretrained(tmp_path / "whole")
-    with pytest.raises(ValueError, match="whole is whole, a delta needs its two parts"):
+    with pytest.raises(ValueError, match="whole is a whole model; a delta needs its two bases"):
         asr(parts, tmp_path / "out", *LORA, "--model", str(tmp_path / "whole"))
 
 
@@ -127,7 +128,7 @@ def test_missing_base_is_named(trained, tmp_path):
     config = json.loads((tmp_path / "delta" / "config.json").read_text())
     config["delta"]["language_model"]["name"] = str(tmp_path / "gone")
     (tmp_path / "delta" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(OSError, match="delta holds only what was learned, on .*gone, which is not to be had"):
+    with pytest.raises(OSError, match="is a delta of .*gone, which could not be loaded"):
         PinyinLlamaForASR.from_pretrained(tmp_path / "delta")
 
 
@@ -158,7 +159,7 @@ def test_answers_are_learned_as_decoding_writes_them(prefix):
     batch = processor(pinyin=pinyin, text=text)
     answer = batch["labels"][0][batch["labels"][0] != -100]
     assert len(answer) > len(text)  # 扽 in bytes, and the end
-    bound = processor.pinyin_constraint().bind(batch["pinyin_ids"], prompt_length=0)
+    bound = processor.pinyin_constraint().for_batch(batch["pinyin_ids"], prompt_length=0)
     for written in range(len(answer)):
         allowed = bound(answer[None, :written], torch.zeros(1, len(processor.tokenizer)))[0]
         assert allowed[answer[written]] == 0, processor.tokenizer.convert_ids_to_tokens(answer.tolist())

@@ -87,14 +87,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
 from pinyin_llm.training.arguments import ModelArguments
-from pinyin_llm.training.sharding import put_together
-from pinyin_llm.train_p2c import choose_trainable
-from pinyin_llm.training.trainer import save_model
+from pinyin_llm.training.trainer import restore_whole_weights
+from pinyin_llm.training.setup import train_stage_1
+from pinyin_llm.training.records import save_model
 
 source, target = sys.argv[1:]
 torch.distributed.init_process_group("gloo")
 torch.manual_seed(0)
-model = choose_trainable(PinyinLlamaForASR.from_pretrained(source), ModelArguments(lora=2, frozen_bf16=True))
+model = train_stage_1(PinyinLlamaForASR.from_pretrained(source), ModelArguments(lora=2, frozen_bf16=True))
 for name, parameter in model.named_parameters():
     if parameter.requires_grad:
         torch.nn.init.normal_(parameter, std=0.1)
@@ -104,7 +104,7 @@ if torch.distributed.get_world_size() > 1:
         fully_shard(layer)
     fully_shard(model)
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    put_together(model, get_model_state_dict(model, options=whole))
+    restore_whole_weights(model, get_model_state_dict(model, options=whole))
 if torch.distributed.get_rank() == 0:
     save_model(model, processor, target)
 """

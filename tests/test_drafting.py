@@ -7,8 +7,8 @@ from conftest import build_processor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pinyin_llm.generation_pinyin_llm import convert_pinyin
-from pinyin_llm.inference.files import load_model
+from pinyin_llm.inference.loading import load_model
+from pinyin_llm.transcription_pinyin_llm import convert_pinyin
 
 
 UNITS = build_processor().pinyin_tokenizer.units

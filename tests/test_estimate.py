@@ -12,11 +12,12 @@ from conftest import build_config, build_model, build_processor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaConfig, TrainingArguments, WhisperConfig
 
-from pinyin_llm import PinyinLlamaConfig, train_asr, train_p2c, training
-from pinyin_llm.modeling_pinyin_llm import drop_empty
-from pinyin_llm.training.arguments import ModelArguments, parse_arguments
+from pinyin_llm import PinyinLlamaConfig, train_asr, train_p2c
+from pinyin_llm.modeling_pinyin_llm import drop_masked
+from pinyin_llm.training import setup
+from pinyin_llm.training.arguments import ModelArguments, SpeechArguments, TextArguments, parse_arguments
 from pinyin_llm.training.estimate import (
-    Row,
+    RowSize,
     activation_bytes,
     build_on_meta,
     count_parameters,
@@ -26,13 +27,15 @@ from pinyin_llm.training.estimate import (
 )
 from pinyin_llm.training.muon import build_optimizer
 from pinyin_llm.training.noise import NoiseArguments
+from pinyin_llm.training.setup import train_stage_1
+from pinyin_llm.training.speech_data import SpeechCollator, blank_features
 
 
 RECIPES = Path(train_p2c.__file__).parent / "recipes"
 STAGES = {
-    "p2c": (train_p2c, [ModelArguments, train_p2c.DataArguments, NoiseArguments]),
-    "projector": (train_asr, [ModelArguments, train_asr.DataArguments]),
-    "asr": (train_asr, [ModelArguments, train_asr.DataArguments]),
+    "p2c": (train_p2c, [ModelArguments, TextArguments, NoiseArguments]),
+    "projector": (train_asr, [ModelArguments, SpeechArguments]),
+    "asr": (train_asr, [ModelArguments, SpeechArguments]),
 }
 PLAIN = ModelArguments(lora=2)
 
@@ -61,8 +64,8 @@ def test_defaults_have_the_published_numbers_of_parameters():
 @pytest.mark.parametrize("changes", [{}, {"frozen_bf16": True}, {"lora": None}], ids=["lora", "bf16", "full"])
 def test_meta_model_holds_what_the_model_holds_after_a_step(changes, optimizer):
     arguments = ModelArguments(**(asdict(PLAIN) | changes))
-    meta = train_p2c.choose_trainable(build_on_meta(build_config("pinyin_bridge")), arguments)
-    real = train_p2c.choose_trainable(build_model("pinyin_bridge"), arguments)
+    meta = train_stage_1(build_on_meta(build_config("pinyin_bridge")), arguments)
+    real = train_stage_1(build_model("pinyin_bridge"), arguments)
     assert count_parameters(meta) == count_parameters(real)
     assert sum(learned for _, learned in count_parameters(meta).values()) == sum(
         p.numel() for p in real.parameters() if p.requires_grad
@@ -74,7 +77,7 @@ def kept_by_autograd(layers: int, arguments: ModelArguments, bf16: bool) -> int:
     """Bytes that a model of so many layers keeps of 2 rows of 24 tokens, without those of its matrices."""
     text = build_config("mean").text_config
     text.num_hidden_layers = layers
-    model = train_p2c.choose_trainable(build_model("mean", text_config=text), arguments).train()
+    model = train_stage_1(build_model("mean", text_config=text), arguments).train()
     model.language_model.set_attn_implementation(arguments.attention)
     matrices = {shape for p in model.parameters() for shape in (p.shape, p.shape[::-1])}
     found = {}
@@ -103,14 +106,14 @@ def test_activations_are_what_autograd_keeps(changes, bf16):
     arguments = ModelArguments(**changes, frozen_bf16=bf16)
     kept = kept_by_autograd(4, arguments, bf16) - kept_by_autograd(2, arguments, bf16)
     settings = SimpleNamespace(bf16=bf16, activation_checkpointing=False)
-    counted = activation_bytes(build_config("mean"), Row(24, 24), 2, arguments, settings)
+    counted = activation_bytes(build_config("mean"), RowSize(24, 24), 2, arguments, settings)
     assert counted["activations of the language model"] == pytest.approx(kept, rel=0.06)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointing"])
 @pytest.mark.parametrize("lora", [None, 2], ids=["full", "lora"])
 def test_work_of_a_step_is_what_torch_counts(lora, checkpointing):
-    model = train_p2c.choose_trainable(build_model("mean"), ModelArguments(lora=lora)).train()
+    model = train_stage_1(build_model("mean"), ModelArguments(lora=lora)).train()
     model.language_model.set_attn_implementation("eager")  # the counter does not know the fused kernel of CPUs
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -118,7 +121,7 @@ def test_work_of_a_step_is_what_torch_counts(lora, checkpointing):
     with FlopCounterMode(display=False) as counter:
         model.language_model(inputs_embeds=vectors, labels=torch.zeros(3, 10, dtype=torch.long)).loss.backward()
     exactness = 0.04 if checkpointing else 0  # the last projection of a layer need not be computed again
-    counted = 3 * row_flops(model, model.config, Row(10, 10), checkpointing)
+    counted = 3 * row_flops(model, model.config, RowSize(10, 10), checkpointing)
     assert counted == pytest.approx(counter.get_total_flops(), rel=exactness)
 
 
@@ -127,13 +130,13 @@ def test_row_of_a_bridge_is_as_long_as_training_makes_it():
     processor, config = build_processor(), build_config("pinyin_bridge")
     clips = [{"id": "a", "characters": "中国人民银行快乐", "units": [3] * 8, "seconds": 1.0}]
     clips.append({"id": "b", "characters": "你好", "units": [3, 4], "seconds": 2.0})
-    collator = train_asr.SpeechCollator(processor, config, learn="text")
-    batch = collator([train_asr.unheard(clip, config.audio_config.d_model) for clip in clips])
+    collator = SpeechCollator(processor, config, learn="text")
+    batch = collator([blank_features(clip, config.audio_config.d_model) for clip in clips])
     mask, slots = batch["attention_mask"].clone(), batch["input_ids"] == processor.audio_token_id
     for row, clip in enumerate(clips):
         mask[row, slots[row].nonzero()[len(clip["units"]) :]] = 0
-    embeds, *_ = drop_empty(mask, torch.zeros(*mask.shape, 4), batch["labels"])
-    assert Row.of(batch, config).tokens == embeds.shape[1] < batch["input_ids"].shape[1]
+    embeds, *_ = drop_masked(mask, torch.zeros(*mask.shape, 4), batch["labels"])
+    assert RowSize.of(batch, config).tokens == embeds.shape[1] < batch["input_ids"].shape[1]
 
 
 def test_steps_are_the_trainers():
@@ -176,7 +179,7 @@ def test_dry_run_at_full_size_needs_no_weights(stage, parts, tmp_path, monkeypat
     recipe |= data if stage == "p2c" else {"manifests": [str(parts / "speech" / "manifest.tsv")]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({stage: recipe}))
     for kind, folder in (("AutoTokenizer", "llama"), ("AutoFeatureExtractor", "whisper")):
-        door = getattr(training, kind)
+        door = getattr(setup, kind)
         local = door.from_pretrained(parts / folder)
         monkeypatch.setattr(door, "from_pretrained", lambda *_, local=local, **__: local)
     module = STAGES[stage][0]

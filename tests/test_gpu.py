@@ -8,8 +8,8 @@ import torch
 
 from pinyin_llm import PinyinLlamaForASR
 from pinyin_llm.audio_pinyin_llm import load_waveform
-from pinyin_llm.generation_pinyin_llm import convert_pinyin, hear_pinyin, transcribe_clips
-from pinyin_llm.inference.files import MINI_MODEL, load_model
+from pinyin_llm.inference.loading import MINI_MODEL, load_model
+from pinyin_llm.transcription_pinyin_llm import convert_pinyin, recognize_pinyin, transcribe_clips
 
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -30,7 +30,7 @@ def clips():
 
 def test_speech_is_heard_the_same(models, clips):
     on_gpu, on_cpu, processor = models
-    assert hear_pinyin(on_gpu, processor, clips) == hear_pinyin(on_cpu, processor, clips)
+    assert recognize_pinyin(on_gpu, processor, clips) == recognize_pinyin(on_cpu, processor, clips)
 
 
 @pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"constrained": False}], ids=["greedy", "beams", "free"])

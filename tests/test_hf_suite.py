@@ -76,7 +76,7 @@ def import_tests() -> ModuleType:
 
 common = import_tests()
 
-NOT_AN_ENCODER = "speech becomes AudioSlots, several tensors of which no encoder's output class tells"
+NOT_AN_ENCODER = "speech becomes Slots, several tensors of which no encoder's output class tells"
 SKIPPED = {
     "test_generation_tester_mixin_inheritance": "the mixin is not in the source distribution",
     "test_model_base_model_prefix": "three parts side by side, none of them the base of the others",

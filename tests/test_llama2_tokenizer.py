@@ -60,4 +60,4 @@ def test_constraint_writes_what_has_no_token(llama2):
     spelled = [sequence for sequence in constraint.sequences if len(sequence) == 3]
     assert len(constraint.sequences) - len(spelled) == 700  # Han characters that LLaMA2 has a token for
     assert {len(sequence) for sequence in constraint.sequences} == {1, 3}
-    assert (constraint.written_for[:, 0] < len(constraint.sequences)).all()
+    assert (constraint.homophones[:, 0] < len(constraint.sequences)).all()

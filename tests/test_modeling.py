@@ -34,7 +34,7 @@ def test_speech_in_a_batch_is_speech_alone(model, processor, clips):
     for row, clip in enumerate(clips):
         single = speech(processor, clip, text=TEXTS[row])
         alone = model.get_audio_features(single["input_features"], single["input_features_mask"])
-        count = int(alone.bound)
+        count = int(alone.counts)
         filled = alone.filled[0, :count]
         assert torch.equal(slots.filled[row, :count], filled)
         torch.testing.assert_close(slots.vectors[row, :count][filled], alone.vectors[0, :count][filled], **CLOSE)

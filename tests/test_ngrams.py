@@ -10,10 +10,11 @@ from conftest import build_processor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinyin_llm import PinyinLlamaProcessor, count_ngrams
-from pinyin_llm.generation_pinyin_llm import convert_pinyin
-from pinyin_llm.inference.files import read_words
+from pinyin_llm import PinyinLlamaProcessor
+from pinyin_llm.inference.loading import add_subject_text
 from pinyin_llm.ngrams_pinyin_llm import FILE_NAME, CharacterNgrams, MixedNgrams
+from pinyin_llm.training import count_ngrams
+from pinyin_llm.transcription_pinyin_llm import convert_pinyin
 
 
 def with_ngrams(*lines: str) -> PinyinLlamaProcessor:
@@ -53,7 +54,9 @@ def test_tokens_add_up_to_the_characters(bridge_model, text):
     """Whether a character is one token (中, 国) or three."""
     processor = with_ngrams("人民", text, "终国")
     inputs = processor(pinyin="zhong guo")
-    bound = processor.pinyin_constraint(ngram_weight=2.0).bind(inputs["pinyin_ids"], prompt_length=0, beams=True)
+    bound = processor.pinyin_constraint(ngram_weight=2.0).for_batch(
+        inputs["pinyin_ids"], prompt_length=0, with_beams=True
+    )
     tokens = torch.tensor([processor._answer_ids(text)])
     silent = torch.zeros(1, bridge_model.config.vocab_size)
     found = sum(bound(tokens[:, :step], silent)[0, token].item() for step, token in enumerate(tokens[0].tolist()))
@@ -76,7 +79,7 @@ def test_text_is_heard_from_then_on(processor, tmp_path):
     given, ward = with_ngrams("今天天气很好"), tmp_path / "ward.txt"
     before = given.pinyin_constraint()
     ward.write_text("CT检查\n张效烟 A12, 李沐辰\n", encoding="utf-8")
-    read_words(given, ward)
+    add_subject_text(given, ward)
     assert given.pinyin_constraint() is not before
     for start, end in (("检", "查"), ("张效", "烟"), ("李沐", "辰")):
         log_probs = given.ngrams.log_probs(start)

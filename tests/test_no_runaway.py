@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from pinyin_llm.inference.files import load_model
-from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS, transcribe
+from pinyin_llm.inference.loading import load_model
 from pinyin_llm.scoring.cer import pair_texts, read_texts, score
+from pinyin_llm.transcription_pinyin_llm import NUM_BEAMS, transcribe
 
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,6 +27,7 @@ def result(*seeds: dict) -> dict:
     return row
 
 
+ROOT = Path(__file__).parents[1]
 OTHER = {"model": {"projector_type": "pinyin_bridge", "projector_stride": 4}}
 
 
@@ -82,21 +84,21 @@ def test_quick_form_runs_the_sections_it_names(recipe, tmp_path, monkeypatch):
 
 
 def test_texts_are_kept_while_the_test_set_stays_as_it_is(recipe, tmp_path, monkeypatch):
-    def write_down(folder, tests):
+    def transcribe_tests(folder, tests):
         written.append(list(tests))
         return {name: [(text, "") for text in read_manifest(file)["text"]] for name, file in tests.items()}
 
     written: list[list[str]] = []
-    monkeypatch.setattr(paper_table, "write_down", write_down)
+    monkeypatch.setattr(paper_table, "transcribe_tests", transcribe_tests)
     monkeypatch.setattr(paper_table.Runner, "run", lambda *_: tmp_path)
     data, runner = paper_table.Data(recipe["data"], tmp_path), paper_table.Runner(tmp_path, tmp_path)
     test, other = tmp_path / "test.tsv", tmp_path / "other.tsv"
     test.write_text("file\ttext\na.wav\t你好\n", encoding="utf-8")
     shutil.copyfile(test, other)
     for _ in range(2):
-        paper_table.write_row(recipe, {}, data, runner, 0, {"test": str(test), "other": str(other)})
+        paper_table.row_texts(recipe, {}, data, runner, 0, {"test": str(test), "other": str(other)})
     test.write_text("file\ttext\nb.wav\t上海\n", encoding="utf-8")
-    found = paper_table.write_row(recipe, {}, data, runner, 0, {"test": str(test), "other": str(other)})
+    found = paper_table.row_texts(recipe, {}, data, runner, 0, {"test": str(test), "other": str(other)})
     assert written == [["test", "other"], ["test"]]
     assert found["test"] == [("上海", "")]
 
@@ -192,3 +194,22 @@ def test_section_that_was_not_asked_for_stays_in_the_table(tmp_path):
         {"paper": {}, "units": {"row": result({"c": [("一二", "一二")]})}}, tmp_path, ["c"]
     )  # another recipe's
     assert "## paper" not in (tmp_path / "table.md").read_text("utf-8")
+
+
+def test_committed_texts_belong_to_the_recipe(monkeypatch):
+    """A stage is named by a hash of its arguments: were it to change, all rows would be trained again."""
+    monkeypatch.setattr(paper_table.Data, "speech", lambda self, share: self.folder / f"speech_{share:g}.tsv")
+    monkeypatch.setattr(paper_table.Data, "text", lambda self, times: self.folder / f"text_{times}x.txt")
+    recipe = yaml.safe_load((ROOT / "recipes" / "paper_table.yaml").read_text("utf-8"))
+    data = paper_table.Data(recipe["data"], Path("data/table"))
+    runner = paper_table.Runner(Path("data/table/runs"), Path("texts"))
+    planned = set()
+    for rows in recipe["sections"].values():
+        for row in rows.values():
+            for rate in recipe["data"]["learning_rates"]:
+                for seed in recipe["seeds"]:
+                    stages = paper_table.stages_of(recipe, paper_table.at_rate(row or {}, rate), data, seed)
+                    planned.add(runner.plan(stages)[-1].folder.name)
+    committed = {path.stem for path in (ROOT / "docs" / "results" / "texts").glob("*.json")}
+    assert len(committed) == 49
+    assert committed <= planned

@@ -19,7 +19,7 @@ from transformers import GenerationConfig, pipeline
 
 from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform
 from pinyin_llm.inference.cli import main
-from pinyin_llm.inference.files import MINI_MODEL
+from pinyin_llm.inference.loading import MINI_MODEL
 
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +159,7 @@ def endpoint(tmp_path_factory):
     """handler.py as an inference endpoint finds it: in the folder of the model."""
     folder = tmp_path_factory.mktemp("endpoint") / "model"
     shutil.copytree(MINI_MODEL, folder)
-    shutil.copy(ROOT / "hub" / "handler.py", folder)
+    shutil.copy(ROOT / "publishing" / "hub" / "handler.py", folder)
     sys.path.insert(0, str(folder))
     try:
         from handler import EndpointHandler

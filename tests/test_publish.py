@@ -14,7 +14,7 @@ from hub_stand_in import TOKEN, Repository, stand_in
 from huggingface_hub import ModelCard, metadata_load
 
 from pinyin_llm.publishing.model_card import write_card
-from pinyin_llm.training.trainer import copy_origin, describe_command
+from pinyin_llm.training.records import copy_origin, describe_command
 
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def test_published_mini_model(hub, run, tmp_path):
     report = publish(run, MINI, "user/mini", "--public")
     text = "甚至出现交易几乎停滞的情况"
     assert f"-> {text}" in report
-    assert "are the same" in report
+    assert "are identical" in report
     revision = hub.repositories["user/mini"].commits[-1][0]
     for wanted, offline in (("main", "0"), ("main", "1"), (revision, "1")):
         assert run("-c", USE, "user/mini", wanted, SAMPLE, token="", HF_HUB_OFFLINE=offline).stdout.strip() == text
@@ -173,7 +173,7 @@ def test_card_tells_where_a_model_comes_from(tmp_path):
     assert (stage_2 / "NOTICE").exists()
     assert "secret" not in card
     assert "/home/me" not in card
-    assert "It went on from a model whose own were: old newspapers" in card
+    assert "It started from a model trained on: old newspapers" in card
 
 
 @pytest.mark.parametrize(

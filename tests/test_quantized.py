@@ -6,8 +6,8 @@ from transformers import BitsAndBytesConfig
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
 from pinyin_llm.audio_pinyin_llm import load_waveform
-from pinyin_llm.generation_pinyin_llm import transcribe_clips
-from pinyin_llm.inference.files import MINI_MODEL
+from pinyin_llm.inference.loading import MINI_MODEL
+from pinyin_llm.transcription_pinyin_llm import transcribe_clips
 
 
 SOUND, TEXT = MINI_MODEL / "samples" / "BAC009S0764W0121.wav", "甚至出现交易几乎停滞的情况"

@@ -16,7 +16,7 @@ from conftest import build_model, free_port, save_folder, tone
 from openai import APITimeoutError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 from pinyin_llm.inference import server as serve
-from pinyin_llm.inference.files import MINI_MODEL
+from pinyin_llm.inference.loading import MINI_MODEL
 from pinyin_llm.transcript_pinyin_llm import Transcript
 
 

@@ -15,13 +15,17 @@ import yaml
 from conftest import SENTENCES, build_config, build_model, build_processor, save_folder, tone
 from transformers import AutoConfig, TrainingArguments, WhisperModel
 
-from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
+from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c
 from pinyin_llm.corpora.manifest import read_manifest
-from pinyin_llm.training import features
-from pinyin_llm.training.arguments import ModelArguments
+from pinyin_llm.training import evaluation, features
+from pinyin_llm.training.arguments import ModelArguments, SpeechArguments, TextArguments
 from pinyin_llm.training.muon import BatchedMuon
 from pinyin_llm.training.noise import NoiseArguments, PinyinNoise
 from pinyin_llm.training.perturbation import changes_of
+from pinyin_llm.training.records import find_checkpoint
+from pinyin_llm.training.setup import load_config, model_to_train
+from pinyin_llm.training.speech_data import read_features
+from pinyin_llm.training.text_data import PairCollator, read_pairs
 from pinyin_llm.training.trainer import PinyinTrainer
 
 
@@ -184,37 +188,37 @@ def test_folder_goes_on_with_its_own_arguments_only(parts, new_model, tmp_path, 
         p2c(parts, tmp_path / "out", *new_model, "--max_steps", "1", "--confuse", "0.5")
     assert (tmp_path / "out" / "run.json").read_text() == written
     p2c(parts, tmp_path / "out", *new_model, "--max_steps", "2")
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
 
 
 def test_cached_features_follow_the_manifest(parts, bridge_folder, tmp_path):
     """Sound is encoded once; a text that is mended counts, and a file that is missing is counted."""
     speech = shutil.copytree(parts / "speech", tmp_path / "speech")
-    config, processor = training.load_config(ModelArguments(model=bridge_folder))
-    model = training.load_model(ModelArguments(model=bridge_folder), config)
+    config, processor = load_config(ModelArguments(model=bridge_folder))
+    model = model_to_train(ModelArguments(model=bridge_folder), config)
     manifest = speech / "manifest.tsv"
-    arguments = train_asr.DataArguments(manifests=[str(manifest)], cache_features=str(tmp_path / "cache"))
-    train_asr.read_features(arguments, model, processor)
+    arguments = SpeechArguments(manifests=[str(manifest)], cache_features=str(tmp_path / "cache"))
+    read_features(arguments, model, processor)
     cached = sorted((tmp_path / "cache").iterdir())
     manifest.write_text(manifest.read_text(encoding="utf-8").replace("中国人民银行", "中国人"), encoding="utf-8")
-    rows, _ = train_asr.read_features(arguments, model, processor)
+    rows, _ = read_features(arguments, model, processor)
     assert "中国人" in rows["characters"][:]
     assert "中国人民银行" not in rows["characters"][:]
     assert sorted((tmp_path / "cache").iterdir()) == cached
     (speech / "1.wav").unlink()
     for _ in range(2):  # counted when it is encoded, and from the cache
-        rows, counts = train_asr.read_features(arguments, model, processor)
+        rows, counts = read_features(arguments, model, processor)
         assert (len(rows), counts["sentences"]["unreadable_at_1.0"]) == (3, 1)
 
 
 def test_other_sound_of_one_length_is_encoded_again(parts, bridge_folder, tmp_path):
     speech = shutil.copytree(parts / "speech", tmp_path / "speech")
-    config, processor = training.load_config(ModelArguments(model=bridge_folder))
-    model = training.load_model(ModelArguments(model=bridge_folder), config)
-    data = train_asr.DataArguments([str(speech / "manifest.tsv")], cache_features=str(tmp_path / "cache"))
-    before, _ = train_asr.read_features(data, model, processor)
+    config, processor = load_config(ModelArguments(model=bridge_folder))
+    model = model_to_train(ModelArguments(model=bridge_folder), config)
+    data = SpeechArguments([str(speech / "manifest.tsv")], cache_features=str(tmp_path / "cache"))
+    before, _ = read_features(data, model, processor)
     soundfile.write(speech / "0.wav", tone(1.0, 700), 16000)
-    after, _ = train_asr.read_features(data, model, processor)
+    after, _ = read_features(data, model, processor)
     same = [np.array_equal(old, new) for old, new in zip(before["hidden"], after["hidden"], strict=True)]
     assert same == [False, True, True, True]
 
@@ -223,12 +227,12 @@ def test_saved_model_finds_the_features_of_its_parts(parts, tmp_path):
     """Else the rows of the table with P2C would encode again what those without it have encoded."""
     new = ModelArguments(audio_tower=str(parts / "whisper"), language_model=str(parts / "llama"))
     manifest, cache = parts / "speech" / "manifest.tsv", tmp_path / "cache"
-    data = train_asr.DataArguments(manifests=[str(manifest)], cache_features=str(cache))
+    data = SpeechArguments(manifests=[str(manifest)], cache_features=str(cache))
     found = []
     for arguments in (new, ModelArguments(model=str(tmp_path / "saved"))):
-        config, processor = training.load_config(arguments)
-        model = training.load_model(arguments, config)
-        train_asr.read_features(data, model, processor)
+        config, processor = load_config(arguments)
+        model = model_to_train(arguments, config)
+        read_features(data, model, processor)
         found.append(sorted(cache.iterdir()))
         for part in (model, processor):
             part.save_pretrained(tmp_path / "saved")
@@ -253,18 +257,18 @@ def test_features_go_to_disk_batch_by_batch(parts, tmp_path, monkeypatch):
 
 def test_newest_whole_checkpoint_is_gone_on_from(tmp_path):
     """One that was being written when the run was killed has no state yet."""
-    assert training.resume_point(str(tmp_path)) is None
+    assert find_checkpoint(str(tmp_path)) is None
     for step in (8, 9, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (8, 9):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    assert training.resume_point(str(tmp_path)) == str(tmp_path / "checkpoint-9")
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-9")
     (tmp_path / "checkpoint-10" / "trainer_state.json").touch()
-    assert training.resume_point(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    assert find_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
 
 
 def test_evaluation_that_fails_costs_no_weights(parts, new_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_p2c, "write_evaluation", lambda *_: lambda: 1 / 0)
+    monkeypatch.setattr(evaluation, "text_evaluation", lambda *_: lambda model: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         p2c(parts, tmp_path / "out", *new_model, "--max_steps", "1")
     assert weights(tmp_path / "out")
@@ -282,12 +286,12 @@ def test_text_that_cannot_be_used_is_said_before_training(parts, new_model, tmp_
 
 def test_file_read_twice_an_epoch_gets_other_noise_each_time(parts, processor):
     text = str(parts / "texts.txt")
-    once, _ = train_p2c.read_pairs(train_p2c.DataArguments([text]), processor.pinyin_tokenizer)
-    twice, counts = train_p2c.read_pairs(train_p2c.DataArguments([f"{text}@2"]), processor.pinyin_tokenizer)
+    once, _ = read_pairs(TextArguments([text]), processor.pinyin_tokenizer)
+    twice, counts = read_pairs(TextArguments([f"{text}@2"]), processor.pinyin_tokenizer)
     assert twice["characters"] == [*once["characters"]] * 2
     assert counts["sentences"] == 2 * len(once)
     noise = PinyinNoise(NoiseArguments(confuse=0.5), processor.pinyin_tokenizer)
-    pinyin = train_p2c.PairCollator(processor, noise)([*twice])["pinyin_ids"]
+    pinyin = PairCollator(processor, noise)([*twice])["pinyin_ids"]
     assert not torch.equal(pinyin[: len(once)], pinyin[len(once) :])
 
 
@@ -305,7 +309,7 @@ def test_recipe_gives_arguments_and_flags_override_it(parts, tmp_path):
     recipe.write_text(f"p2c:\n  texts: [{parts / 'texts.txt'}]\n  lora: null\n  output_dir: here\n  max_steps: 7\n")
     from pinyin_llm.training.arguments import parse_arguments
 
-    classes = [ModelArguments, train_p2c.DataArguments]
+    classes = [ModelArguments, TextArguments]
     model, data, settings = parse_arguments(classes, [str(recipe), "--max_steps", "8"], section="p2c")
     assert (model.lora, data.texts, settings.max_steps) == (None, [str(parts / "texts.txt")], 8)
     with pytest.raises(ValueError, match="no section 'asr'; it has p2c"):
@@ -333,7 +337,7 @@ def test_training_batch_has_the_loss_of_padded_rows(bridge_model, processor):
     """Stage 1 pads on the right and leaves the mask out: faster, and the same."""
     texts = SENTENCES[:3]
     units = [processor.pinyin_tokenizer.encode_characters(text)[1] for text in texts]
-    collate = train_p2c.PairCollator(processor, PinyinNoise(NoiseArguments(), processor.pinyin_tokenizer))
+    collate = PairCollator(processor, PinyinNoise(NoiseArguments(), processor.pinyin_tokenizer))
     rows = [{"characters": c, "units": u, "copy": 0} for c, u in zip(texts, units, strict=True)]
     batch = collate(rows)
     with torch.no_grad():
@@ -394,7 +398,7 @@ def test_four_small_batches_are_one_large(tmp_path, speech):
             remove_unused_columns=False,
             disable_tqdm=True,
         )
-        extra = {"model_arguments": ModelArguments(), "write": None}
+        extra = {"model_arguments": ModelArguments(), "evaluation": None}
         trainer = PinyinTrainer(model, arguments, data_collator=Collator(speech), train_dataset=range(4), **extra)
         trainer.train()
         results.append((trainer.state.log_history[-1]["train_loss"], model.state_dict()))

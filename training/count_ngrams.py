@@ -1,6 +1,6 @@
-"""Text -> the n-grams that a model's folder writes with from then on (ngrams_pinyin_llm.py); takes a second a million characters.
+"""Text -> the n-grams of a model folder (ngrams_pinyin_llm.py), in about a second per million characters.
 
-python -m pinyin_llm.training.count_ngrams --texts data/text/clean/*.txt --model data/mini-bridge
+pinyin-llm count_ngrams --texts data/text/clean/*.txt --model data/mini-bridge
 """
 
 import sys
@@ -11,11 +11,11 @@ from pathlib import Path
 
 @dataclass
 class CountArguments:
-    """Which text, and whose n-grams."""
+    """Which text, and which model."""
 
-    texts: list[str] = field(metadata={"help": "Text files, a sentence a line (see corpora/plain_text.py)."})
-    model: str = field(metadata={"help": "Folder of the model whose n-grams these shall be."})
-    least: int = field(default=2, metadata={"help": "Three characters that came together less often are forgotten."})
+    texts: list[str] = field(metadata={"help": "Text files, a sentence per line (see corpora/plain_text.py)."})
+    model: str = field(metadata={"help": "Folder of the model that gets the n-grams."})
+    least: int = field(default=2, metadata={"help": "Trigrams that occur less often are dropped."})
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,9 +1,9 @@
 """What a run will need, from its configuration alone: parameters, memory of one device, hours. `--dry_run` prints it.
 
-The model is built on the meta device, where tensors have shapes and no memory, so a laptop can ask about 7 B parameters.
-Language models are taken to be LLaMA's kind: attention with key-value heads, a gated MLP, RMSNorm.
+The model is built on the meta device, where tensors have shapes but no memory, so a laptop can estimate 7 B parameters.
+Language models are assumed to be like LLaMA: attention with key-value heads, a gated MLP, RMSNorm.
 
-Letters: L tokens a row, H width, I width of the MLP, V vocabulary, T encoder frames (50 a second), D encoder width.
+Letters: L tokens per row, H width, I width of the MLP, V vocabulary, T encoder frames (50 per second), D encoder width.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ FEATURE_BYTES = 2  # the cache keeps float16
 
 
 @dataclass(frozen=True)
-class Row:
+class RowSize:
     """The size of one row of a batch.
 
     Args:
-        tokens: Places in the language model; 0 where it takes no part.
-        answers: Places whose logits are computed.
+        tokens: Positions in the language model; 0 if it takes no part.
+        answers: Positions whose logits are computed.
         frames: Encoder frames of its speech; 0 for pinyin.
     """
 
@@ -33,10 +33,10 @@ class Row:
     frames: int = 0
 
     @classmethod
-    def of(cls, batch: dict, config: PinyinLlamaConfig) -> "Row":
+    def of(cls, batch: dict, config: PinyinLlamaConfig) -> "RowSize":
         """The size of every row in a collator's batch, padding included.
 
-        A bridge fills as many slots as there are syllables, if it hears well; training leaves the empty ones out.
+        A good bridge fills as many slots as there are syllables; training leaves the empty ones out.
         """
         tokens = batch["input_ids"].shape[1] if "input_ids" in batch else 0
         if tokens and "pinyin_labels" in batch:
@@ -56,7 +56,7 @@ def build_on_meta(config: PinyinLlamaConfig) -> PinyinLlamaForASR:
 def count_parameters(model) -> dict[str, tuple[int, int]]:
     """(all, trainable) parameters of each part.
 
-    PEFT's LoRA counts in the language model, and the copy that it keeps of a part trained in full counts in the part.
+    PEFT's LoRA counts for the language model; the copy that it keeps of a part trained in full counts for that part.
     """
     counts = {}
     for part in PARTS:
@@ -66,10 +66,10 @@ def count_parameters(model) -> dict[str, tuple[int, int]]:
 
 
 def held_bytes(model, optimizer: str, processes: int = 1) -> dict[str, int]:
-    """Bytes of what a device holds from step to step.
+    """Bytes that a device holds from step to step.
 
     A gradient is as large as its weight; DistributedDataParallel keeps a second copy in its buckets. AdamW has two
-    states a weight (Kingma and Ba 2015), Muon one.
+    states per weight (Kingma and Ba 2015), Muon one.
     """
     matrices, others = split_parameters(model)
     muon, adamw = (sum(p.nbytes for p in parameters) for parameters in (matrices, others))
@@ -82,9 +82,9 @@ def held_bytes(model, optimizer: str, processes: int = 1) -> dict[str, int]:
 
 
 def layer_bytes(config: PinyinLlamaConfig, tokens: int, arguments, bf16: bool) -> int:
-    """Bytes that one decoder layer keeps a token for its backward pass.
+    """Bytes per token that one decoder layer keeps for its backward pass.
 
-    Counted as Korthikanti et al. 2022 (arXiv 2205.05198) count GPT's, for LLaMA's layer: what goes into the seven
+    Counted for LLaMA's layer as Korthikanti et al. 2022 (arXiv 2205.05198) count GPT's: the inputs of the seven
     projections, of which autocast makes a copy each (bfloat16: 6 H; else 2 H, shared); queries and attention's output
     (2 H), keys and values; four of the MLP's (4 I): gate, its SiLU, up, their product. The two norms compute in float32
     and keep their input (2 H), and their output where they learn. Fused attention keeps no weights; eager keeps heads *
@@ -99,8 +99,8 @@ def layer_bytes(config: PinyinLlamaConfig, tokens: int, arguments, bf16: bool) -
     return numbers * width + norms + weights
 
 
-def activation_bytes(config: PinyinLlamaConfig, row: Row, rows: int, arguments, settings) -> dict[str, int]:
-    """Bytes that a step of `rows` rows holds between forward and backward, as if all its kinds peaked at once.
+def activation_bytes(config: PinyinLlamaConfig, row: RowSize, rows: int, arguments, settings) -> dict[str, int]:
+    """Bytes that a step of `rows` rows holds between forward and backward, as if all kinds peaked at the same time.
 
     With activation checkpointing (Chen et al. 2016, arXiv 1604.06174) a layer keeps its input (H), and one layer at a
     time is computed again. A logit is there in the step's type, in float32, as log-probability and as gradient of it.
@@ -118,7 +118,7 @@ def activation_bytes(config: PinyinLlamaConfig, row: Row, rows: int, arguments, 
 
 
 def _projector_bytes(config: PinyinLlamaConfig, frames: int) -> int:
-    """Float32: the speech as it came, masked and padded; the bridge's layers (17 numbers a unit of width) and logits."""
+    """Float32: the speech as it came, masked and padded; the bridge's layers (17 numbers per unit of width), logits."""
     speech = 3 * 4 * frames * config.audio_config.d_model
     if config.projector_type != "pinyin_bridge":
         return speech
@@ -137,13 +137,13 @@ def _layer_matrices(model) -> list[torch.nn.Parameter]:
     return [p for path, p in named if "language_model" in path and "layers" in path and p.ndim == 2]
 
 
-def row_flops(model, config: PinyinLlamaConfig, row: Row, checkpointing: bool) -> float:
+def row_flops(model, config: PinyinLlamaConfig, row: RowSize, checkpointing: bool) -> float:
     """Floating-point operations of one row, forward and backward.
 
     A matrix costs 2 operations a weight and token, attention 4 L H a token (Kaplan et al. 2020, arXiv 2001.08361, table
-    1, without its halving for the causal mask). The way back costs as much for the gradients of the inputs, which every
-    layer must pass down to the pinyin table or the projector, and as much again for those of the weights, where they
-    learn. Checkpointing computes the layers once more. The encoder's output comes from the cache.
+    1, without its halving for the causal mask). The backward pass costs as much for the gradients of the inputs, which
+    every layer passes down to the pinyin table or the projector, and as much again for those of the weights that are
+    trained. Checkpointing computes the layers once more. The encoder's output comes from the cache.
     """
     text, matrices = config.text_config, _layer_matrices(model)
     passes = 3 if checkpointing else 2
@@ -157,7 +157,7 @@ def row_flops(model, config: PinyinLlamaConfig, row: Row, checkpointing: bool) -
 
 
 def encoder_flops(model, config: PinyinLlamaConfig, seconds: float, clips: int) -> float:
-    """Of the encoder's one pass over the corpus, in clips of like length: as in `row_flops`, forward only."""
+    """Operations of the encoder's one pass over the corpus, in clips of similar length; counted as in `row_flops`."""
     frames, audio = 50 * seconds, config.audio_config
     attention = 4 * audio.encoder_layers * audio.d_model * frames**2 / clips
     return 2 * count_parameters(model)["audio_tower"][0] * frames + attention
@@ -176,10 +176,10 @@ def estimate(
     config: PinyinLlamaConfig,
     arguments,
     settings,
-    rows: tuple[Row, Row],
+    rows: tuple[RowSize, RowSize],
     examples: int,
     seconds: float = 0.0,
-    together: int = 1,
+    rows_per_example: int = 1,
 ) -> str:
     """The table that a dry run prints: memory of one device by kind, work, hours.
 
@@ -187,13 +187,13 @@ def estimate(
         model: From `build_on_meta`, with what is trainable chosen.
         arguments: ModelArguments.
         settings: TrainingArguments.
-        rows: A row of median length, by which time is counted, and the longest, by which memory is.
+        rows: A row of median length, which time is estimated from, and the longest, which memory is.
         examples: Rows of an epoch.
-        seconds: Speech that the encoder must hear once.
-        together: Rows computed for each row of the batch: 2 where text is replayed.
+        seconds: Speech that is encoded once.
+        rows_per_example: Rows computed for each row of the batch: 2 where text is replayed.
     """
     typical, longest = rows
-    size = settings.per_device_train_batch_size * together
+    size = settings.per_device_train_batch_size * rows_per_example
     memory = held_bytes(model, arguments.optimizer, arguments.devices)
     memory |= activation_bytes(config, longest, size, arguments, settings)
     if longest.tokens:
@@ -205,10 +205,14 @@ def estimate(
     lines += [f"{part:36}{n:16,}{learned:16,}" for part, (n, learned) in count_parameters(model).items()]
     lines += [f"{kind:36}{n / 1e9:13.3f} GB" for kind, n in memory.items()]
     lines += [f"{'memory of each device':36}{sum(memory.values()) / 1e9:13.3f} GB"]
-    lines += [f"{passes} rows a step and device, of {typical.tokens} tokens (longest: {longest.tokens}); "
-              f"devices: {arguments.devices}; {flops / 1e12:.3g} TFLOP"]  # fmt: skip
-    lines += [f"{steps} steps: {steps * flops / rate / 3600:.3g} h at {arguments.device_tflops:g} TFLOP/s, which is "
-              "what --device_tflops says, not a measurement; evaluation and reading of data come on top"]  # fmt: skip
+    lines.append(
+        f"{passes} rows per step and device, of {typical.tokens} tokens (longest: {longest.tokens}); "
+        f"devices: {arguments.devices}; {flops / 1e12:.3g} TFLOP"
+    )
+    lines.append(
+        f"{steps} steps: {steps * flops / rate / 3600:.3g} h at {arguments.device_tflops:g} TFLOP/s, which is "
+        "what --device_tflops says, not a measurement; evaluation and reading of data are not included"
+    )
     if seconds:
         lines.append(_describe_encoder(model, config, rate, examples, seconds))
     return "\n".join(lines)
@@ -217,4 +221,6 @@ def estimate(
 def _describe_encoder(model, config: PinyinLlamaConfig, rate: float, clips: int, seconds: float) -> str:
     hours = encoder_flops(model, config, seconds, clips) / rate / 3600
     size = 50 * seconds * config.audio_config.d_model * FEATURE_BYTES
-    return f"encoder, once, in one process: {hours:.3g} h at that rate; its outputs take {size / 1e9:.1f} GB of disk"
+    return (
+        f"encoder, once, in one process: {hours:.3g} h at the same rate; its outputs take {size / 1e9:.1f} GB of disk"
+    )

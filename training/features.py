@@ -1,4 +1,4 @@
-"""The frozen encoder's output, computed once a clip and kept on disk (float16)."""
+"""The frozen encoder's output, computed once per clip and kept on disk (float16)."""
 
 import hashlib
 import json
@@ -17,24 +17,24 @@ from ..configuration_pinyin_llm import num_encoder_frames
 from .perturbation import Change
 
 
-BATCH_SECONDS = 120  # of speech encoded at once: clips of like length, so little is padding
-WRITTEN_AT_ONCE = 50  # clips; of the thousand that datasets keeps by default, long ones take gigabytes
+BATCH_SECONDS = 120  # of speech encoded at once, in clips of similar length, so that there is little padding
+WRITTEN_AT_ONCE = 50  # clips; the thousand that `datasets` keeps by default may take gigabytes
 LONGEST_SECONDS = 30.0
 COUNTS = "dropped.json"
 FEATURES = Features({"row": Value("int64"), "hidden": List(Value("float16")), "mel_frames": Value("int64")})
 
 
 def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[str, Change]) -> tuple[Dataset, dict]:
-    """Rows of `audio` paths -> the same rows, once a change, with the encoder's output; and counts of what was dropped.
+    """Rows of `audio` paths -> the same rows, once per change, with the encoder's output; and counts of dropped clips.
 
-    A part that is on disk already is not computed again: its name holds a fingerprint of encoder and audio. Texts are
-    not kept there.
+    A part that is on disk already is not computed again: its name contains a fingerprint of encoder and audio. Texts
+    are not kept there.
 
     Args:
         rows: id, audio, text, ...
         model: For its `audio_tower`.
         folder: Where the parts are kept.
-        changes: The name of each copy of the clips, and what makes it (perturbation.py).
+        changes: The name of each copy of the clips, and the change that makes it (perturbation.py).
 
     Returns:
         The rows with `hidden` (T * D float16, flat) and `mel_frames`.
@@ -43,21 +43,21 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
     fingerprint = _fingerprint(rows, model, processor)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, change in changes.items():
-        place = Path(folder, f"{fingerprint}_{name}")
-        with FileLock(f"{place}.lock"):  # of two runs on the same speech, one encodes and the other waits
-            if not place.exists():
-                _write(rows, model, processor, change, place)
-        encoded = load_from_disk(place)  # what was heard; what was said comes from the rows, which may be mended
+        part = Path(folder, f"{fingerprint}_{name}")
+        with FileLock(f"{part}.lock"):  # of two runs on the same speech, one encodes and the other waits
+            if not part.exists():
+                _encode_to_disk(rows, model, processor, change, part)
+        encoded = load_from_disk(part)  # the sound only; texts come from the rows, where they may be corrected
         parts.append(concatenate_datasets([rows.select(list(encoded["row"])), encoded.remove_columns("row")], axis=1))
-        counted = json.loads((place / COUNTS).read_text(encoding="utf-8"))
+        counted = json.loads((part / COUNTS).read_text(encoding="utf-8"))
         counts |= {f"{reason}_at_{name}": n for reason, n in counted.items()}
     return concatenate_datasets(parts), counts
 
 
 def _fingerprint(rows: Dataset, model, processor) -> str:
-    """Of the encoder, of how sound becomes log-mel, and of the files: size and time of change, -1 where one is missing.
+    """A hash of the encoder, of the log-mel settings, and of the files: size and time of change, -1 if one is missing.
 
-    A processor that was saved once has its class noted in the extractor, too (`auto_map`): to sound it is nothing.
+    A processor that was saved once has its class noted in the extractor (`auto_map`), which does not affect the sound.
     """
     log_mel = {name: value for name, value in processor.feature_extractor.to_dict().items() if name != "auto_map"}
     digest = hashlib.sha256(json.dumps(log_mel, sort_keys=True).encode())
@@ -70,25 +70,25 @@ def _fingerprint(rows: Dataset, model, processor) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(rows: Dataset, model, processor, change: Change, place: Path) -> None:
-    """Encode all clips into `place`. They go to disk batch by batch: memory does not follow the size of the corpus."""
+def _encode_to_disk(rows: Dataset, model, processor, change: Change, part: Path) -> None:
+    """Encode all clips into the folder `part`, batch by batch: memory does not depend on the size of the corpus."""
     counts = {"unreadable": 0, "silent": 0, "too_long": 0}
-    partial = place.with_name(place.name + ".partial")
-    with TemporaryDirectory(dir=place.parent) as scratch:
+    partial = part.with_name(part.name + ".partial")
+    with TemporaryDirectory(dir=part.parent) as scratch:
         encoded = Dataset.from_generator(
             lambda: _encode(rows, model, processor, change, counts),
             features=FEATURES,
             cache_dir=scratch,
             writer_batch_size=WRITTEN_AT_ONCE,
-            fingerprint=place.name,  # datasets would else hash the model
+            fingerprint=part.name,  # otherwise `datasets` would hash the model
         )
         encoded.save_to_disk(partial)
     (partial / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
-    partial.rename(place)
+    partial.rename(part)
 
 
 def _encode(rows: Dataset, model, processor, change: Change, counts: dict[str, int]) -> Iterator[dict]:
-    """Every clip that can be used, the shortest first; `counts` tells of the others."""
+    """Every clip that can be used, the shortest first; the others are counted in `counts`."""
     order = np.argsort([seconds or 0.0 for seconds in rows["seconds"]], kind="stable").tolist()
     paths, batch, frames = rows["audio"], [], 0
     for number in tqdm(order, desc=f"encoding, {change}"):

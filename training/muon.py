@@ -1,4 +1,4 @@
-"""Muon for the matrices, AdamW for the rest, as one optimizer."""
+"""Muon for the matrices and AdamW for everything else, as one optimizer."""
 
 from collections import defaultdict
 
@@ -6,25 +6,27 @@ import torch
 
 
 class BatchedMuon(torch.optim.Muon):
-    """torch's Muon with the update of all matrices of one shape computed at once: the same steps, in a third of the time.
+    """torch's Muon, updating all matrices of one shape at once: the same steps in a third of the time.
 
-    A layer's matrices are small (384 x 384 to 1024 in the mini model), and there are many of a kind.
+    The matrices of a layer are small (384 x 384 to 1024 in the mini model), and many have the same shape.
     """
 
     @torch.no_grad()
     def step(self, closure=None):
         for group in self.param_groups:
-            alike = defaultdict(list)
+            by_shape = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike[matrix.shape].append(matrix)
-            for shape, matrices in alike.items():
-                updates = orthogonalize(torch.stack([self._follow(m, group["momentum"]) for m in matrices]), group)
-                lr = group["lr"] * 0.2 * max(shape) ** 0.5  # as large as AdamW's steps: torch's "match_rms_adamw"
+                    by_shape[matrix.shape].append(matrix)
+            for shape, matrices in by_shape.items():
+                updates = orthogonalize(torch.stack([self._momentum(m, group["momentum"]) for m in matrices]), group)
+                lr = (
+                    group["lr"] * 0.2 * max(shape) ** 0.5
+                )  # scales steps to the size of AdamW's: torch's "match_rms_adamw"
                 for matrix, update in zip(matrices, updates, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-lr)
 
-    def _follow(self, matrix: torch.Tensor, momentum: float) -> torch.Tensor:
+    def _momentum(self, matrix: torch.Tensor, momentum: float) -> torch.Tensor:
         """The gradient with Nesterov momentum."""
         state = self.state[matrix]
         if "momentum_buffer" not in state:
@@ -33,7 +35,7 @@ class BatchedMuon(torch.optim.Muon):
 
 
 def orthogonalize(gradients: torch.Tensor, group: dict) -> torch.Tensor:
-    """(N, A, B) -> the same in bfloat16 with singular values near 1, by Newton-Schulz (torch.optim.Muon; Jordan 2024)."""
+    """(N, A, B) -> bfloat16 with singular values near 1, by Newton-Schulz (torch.optim.Muon; Jordan 2024)."""
     a, b, c = group["ns_coefficients"]
     tall = gradients.shape[-2] > gradients.shape[-1]
     wide = gradients.bfloat16().mT.contiguous() if tall else gradients.bfloat16()
@@ -47,8 +49,8 @@ def orthogonalize(gradients: torch.Tensor, group: dict) -> torch.Tensor:
 class MuonAdamW(torch.optim.Optimizer):
     """Muon on 2-D hidden weights and AdamW on embeddings, norms and heads, behind one schedule.
 
-    Muon's steps are scaled to AdamW's size, so one learning rate serves both. It learns P2C from scratch in fewer steps
-    than AdamW (docs/log.md).
+    Muon's steps are scaled to AdamW's size, so one learning rate serves both. P2C from scratch takes fewer steps than
+    with AdamW (docs/log.md).
     """
 
     def __init__(self, matrices: list, others: list, lr: float, weight_decay: float):
@@ -73,7 +75,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def split_parameters(model: torch.nn.Module) -> tuple[list, list]:
-    """What learns: hidden matrices, for Muon; embeddings, heads, norms and biases, for AdamW."""
+    """The trainable parameters: hidden matrices for Muon; embeddings, heads, norms and biases for AdamW."""
     tables = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     head = model.get_output_embeddings()
     tables |= {id(p) for p in head.parameters()} if head is not None else set()
@@ -84,5 +86,5 @@ def split_parameters(model: torch.nn.Module) -> tuple[list, list]:
 
 
 def build_optimizer(model: torch.nn.Module, lr: float, weight_decay: float) -> MuonAdamW:
-    """Muon and AdamW on what learns of `model`."""
+    """Muon and AdamW on the trainable parameters of `model`."""
     return MuonAdamW(*split_parameters(model), lr, weight_decay)

@@ -1,6 +1,6 @@
 """A clip at another speed, or in another room: many recordings from few.
 
-Learned from synthetic voices alone, a bridge hears a real speaker's syllables better for it (docs/log.md).
+A bridge trained on synthetic voices only recognises a real speaker better with it (docs/log.md).
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 import soxr
 
 from ..audio_pinyin_llm import SAMPLING_RATE
-from .noise import generator_of
+from .noise import row_generator
 
 
 MOST_REFLECTIONS = 6
@@ -28,17 +28,17 @@ class Speed:
 
 @dataclass(frozen=True)
 class Room:
-    """A small room with a noise in it and a cheap microphone, drawn by `number` and the clip's name.
+    """A small noisy room and a cheap microphone, drawn by `number` and the clip's name.
 
-    Length and loudest sample stay as they are. Rooms by image sources (pyroomacoustics); audiomentations would do all
-    of it, but asks for a soxr of before 1.0.
+    Length and peak stay as they are. Rooms are made of image sources (pyroomacoustics); audiomentations would do all of
+    it, but requires a soxr before 1.0.
     """
 
     number: int
-    speed = 1.0  # for whoever asks how long a copy is
+    speed = 1.0  # a copy is as long as the clip
 
     def __call__(self, waveform: np.ndarray, clip: str) -> np.ndarray:
-        random = generator_of(self.number, clip)
+        random = row_generator(self.number, clip)
         changed = waveform
         if random.random() < 0.6:
             changed = _reverberate(changed, random)
@@ -54,13 +54,13 @@ Change = Speed | Room
 
 
 def changes_of(speeds: list[float], rooms: int) -> dict[str, Change]:
-    """The names of a clip's copies, and what makes each of (samples,) float32 and the clip's name."""
+    """The names of a clip's copies, and the change that makes each from (samples,) float32 and the clip's name."""
     at_speeds = {str(speed): Speed(speed) for speed in speeds}
     return at_speeds | {f"room_{number}": Room(number) for number in range(1, rooms + 1)}
 
 
 def _reverberate(waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Between two points 0.15 to 1.5 m apart, in a room of 2 to 6 m a side; the sound that comes straight keeps its time."""
+    """Between two points 0.15 to 1.5 m apart, in a room of 2 to 6 m per side; the direct sound is not delayed."""
     from pyroomacoustics import Material, ShoeBox
     from scipy.signal import fftconvolve
 
@@ -85,7 +85,7 @@ def _add_noise(waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _colour(waveform: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Up to 8 dB more or less in seven bands; of a fifth of the clips what lies above 3.4 to 7.5 kHz is lost."""
+    """Up to 8 dB more or less in seven bands; a fifth of the clips lose everything above 3.4 to 7.5 kHz."""
     frequencies = np.fft.rfftfreq(len(waveform), 1 / SAMPLING_RATE)
     gain = 10 ** (np.interp(np.log(frequencies.clip(1)), BANDS, random.uniform(-8, 8, len(BANDS))) / 20)
     if random.random() < 0.2:

@@ -1,7 +1,7 @@
 """What a Hugging Face inference endpoint runs: sound in, text out.
 
-Raw sound bytes with an audio content type, or JSON {"inputs": base64 of a sound file, "parameters": {...}}. The parameters are
-return_timestamps, formats and num_return_sequences of the pipeline, and num_beams.
+Raw sound bytes with an audio content type, or JSON {"inputs": base64 of a sound file, "parameters": {...}}. The
+parameters are return_timestamps, formats and num_return_sequences of the pipeline, and num_beams.
 """
 
 import base64
