@@ -29,6 +29,8 @@ AUTO_MAP = {
     "AutoModel": "modeling_pinyin_llm.PinyinLlamaForASR",
     "AutoModelForSpeechSeq2Seq": "modeling_pinyin_llm.PinyinLlamaForASR",
     "AutoModelForMultimodalLM": "modeling_pinyin_llm.PinyinLlamaForASR",
+    # Not a decision model: the one class by which `transformers serve` (5.24) loads a model that is not its own.
+    "AutoModelForDecision": "modeling_pinyin_llm.PinyinLlamaForASR",
     "AutoProcessor": "processing_pinyin_llm.PinyinLlamaProcessor",
 }
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from transformers import Pipeline
 
 from .audio_pinyin_llm import AudioWarning
-from .transcript_pinyin_llm import FORMATS, Transcript, characters_of
+from .transcript_pinyin_llm import FORMATS, Transcript, characters_of, words_of
 from .transcription_pinyin_llm import transcribe
 
 
 LONGEST_WINDOW_SECONDS = 30.0  # of the audio tower
 TASK = "automatic-speech-recognition"
+TIMESTAMPS = (None, False, True, "chunk", "word", "char")
 CUSTOM_PIPELINES = {
     TASK: {
         "impl": "pipeline_pinyin_llm.PinyinLlamaPipeline",
@@ -32,8 +33,8 @@ class PinyinLlamaPipeline(Pipeline):
     Args:
         batch_size: Pieces at once.
         chunk_length_s: Longer sounds are cut at pauses; 30 s at most.
-        return_timestamps: True or "chunk" adds "chunks": [{"text", "timestamp": (start, end)}], cut at pauses; "char"
-            has a chunk for each character, with its "pinyin" and "confidence".
+        return_timestamps: True or "chunk" adds "chunks": [{"text", "timestamp": (start, end)}], cut at pauses; "word"
+            and "char" have a chunk for each word or character, with its "pinyin" and "confidence".
         num_return_sequences: From 2 on adds "alternatives": [{"text", "score"}], best first.
         formats: Adds the text as "txt", "srt", "vtt", "tsv" or "json", each under its name.
         generate_kwargs: For `model.generate`, e.g. {"num_beams": 5}.
@@ -55,8 +56,8 @@ class PinyinLlamaPipeline(Pipeline):
     ):
         if unknown:
             raise ValueError(f"Unknown: {', '.join(unknown)}. What `generate` takes goes into generate_kwargs={{...}}.")
-        if return_timestamps not in (None, False, True, "chunk", "char"):
-            raise ValueError(f"return_timestamps must be True, 'chunk' or 'char', found {return_timestamps!r}.")
+        if return_timestamps not in TIMESTAMPS:
+            raise ValueError(f"return_timestamps must be one of {TIMESTAMPS}, found {return_timestamps!r}.")
         if chunk_length_s and not 1 <= chunk_length_s <= LONGEST_WINDOW_SECONDS:
             raise ValueError(f"chunk_length_s must be 1 to {LONGEST_WINDOW_SECONDS:g}, found {chunk_length_s}.")
         if wrong := set(formats or ()) - FORMATS.keys():
@@ -108,6 +109,8 @@ class PinyinLlamaPipeline(Pipeline):
             result["error"] = str(transcript.error)
         if return_timestamps == "char":
             result["chunks"] = characters_of(transcript)
+        elif return_timestamps == "word":
+            result["chunks"] = words_of(transcript)
         elif return_timestamps:
             result["chunks"] = [{"text": c.text, "timestamp": (c.start, c.end)} for c in transcript.chunks]
         if alternatives:

@@ -162,6 +162,45 @@ def characters_of(transcript: Transcript) -> list[dict]:
     return rows
 
 
+def words_of(transcript: Transcript) -> list[dict]:
+    """One entry per word, as [`characters_of`]: from the start of its first character to the end of its last one.
+
+    The pinyin of its characters is separated by spaces, and its confidence is that of the least certain one.
+    """
+    characters = characters_of(transcript)
+    rows, first = [], 0
+    for chunk in transcript.chunks:
+        if not chunk.is_paired:
+            rows.append(characters[first])
+            first += 1
+            continue
+        for word in split_into_words(chunk.text):
+            own = characters[first : first + len(word)]
+            first += len(word)
+            rows.append(
+                {
+                    "text": word,
+                    "timestamp": (own[0]["timestamp"][0], own[-1]["timestamp"][1]),
+                    "pinyin": " ".join(character["pinyin"] for character in own),
+                    "confidence": min(character["confidence"] for character in own),
+                }
+            )
+    return rows
+
+
+def split_into_words(text: str) -> list[str]:
+    """Text -> its words, which joined are the text again.
+
+    Raises:
+        ImportError: rjieba is not installed.
+    """
+    try:  # transformers demands what a file imports outside of `try`, and only words need rjieba
+        from rjieba import cut
+    except ImportError as error:
+        raise ImportError("Words need rjieba, which is not installed: pip install rjieba.") from error
+    return cut(text)
+
+
 FORMATS = {"txt": as_txt, "srt": as_srt, "vtt": as_vtt, "tsv": as_tsv, "json": as_json}
 
 
@@ -200,4 +239,5 @@ __all__ = [
     "as_vtt",
     "characters_of",
     "join_hypotheses",
+    "words_of",
 ]

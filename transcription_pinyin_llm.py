@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
-from urllib.parse import quote
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -31,8 +29,6 @@ from .transcript_pinyin_llm import Chunk, Syllable, Transcript, join_hypotheses
 NUM_BEAMS = 5  # with n-grams: CER of S0150 13.9 with 3, 13.1 with 5 (docs/log.md)
 LONGEST_ROW = 40  # syllables, as in training: a row of 260 at once had 8.5 % of its characters wrong
 IMPOSSIBLE = -1e8  # a log-probability that only a forbidden token has
-FETCH_SECONDS = 60
-URL_PUNCTUATION = "%/:?#[]@!$&'()*+,;=~"  # kept in a URL; other characters, as in 汉字.wav, are sent percent-encoded
 
 
 @dataclass
@@ -317,9 +313,6 @@ def open_sound(source):
     Args:
         source: A path, the bytes of a file, an open file, a URL; {"array" or "raw": ..., "sampling_rate": ...}, an
             array at 16 kHz; {"bytes": ...} or {"path": ...}, or a decoder of `datasets`.
-
-    Raises:
-        AudioError: A URL that cannot be fetched.
     """
     if hasattr(source, "read"):
         return source.read()
@@ -329,19 +322,9 @@ def open_sound(source):
         if "array" not in source and "raw" not in source:
             return source.get("bytes") or source.get("path") or source
         return {"array": source.get("array", source.get("raw")), "sampling_rate": source.get("sampling_rate")}
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        return _fetch(source)
     if hasattr(source, "__array__"):
         return {"array": source, "sampling_rate": SAMPLING_RATE}
     return source
-
-
-def _fetch(url: str) -> bytes:
-    try:
-        with urlopen(quote(url, safe=URL_PUNCTUATION), timeout=FETCH_SECONDS) as response:
-            return response.read()
-    except OSError as error:
-        raise AudioError(f"{url}: cannot be fetched ({error}). Expected the address of a sound file.") from error
 
 
 __all__ = [

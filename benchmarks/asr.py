@@ -1,7 +1,7 @@
-"""Speech to characters: CER beside Whisper-base's own decoder, same clips, same normaliser; time and memory.
+"""Speech to characters: CER, time and memory beside Whisper-base's own decoder, on the same clips, normalised alike.
 
     python benchmarks/asr.py --whisper data/whisper-base data/speech/aishell1_S0150/held_out.tsv ...
-    python benchmarks/asr.py --whisper data/whisper-base --peers transformers faster-whisper whisper.cpp --peer_beams 1 5 ...
+    python benchmarks/asr.py --whisper data/whisper-base --peers faster-whisper whisper.cpp --peer_beams 1 5 ...
 
 All run in this process on the same threads, one clip at a time and greedily unless told otherwise; the times are given
 as a ratio. Peak memory is that of a fresh process that transcribes the same clips.
@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
-from pinyin_llm.generation_pinyin_llm import hear_pinyin, transcribe_clips
-from pinyin_llm.inference.files import MINI_MODEL, load_model
+from pinyin_llm.inference.loading import MINI_MODEL, load_model
 from pinyin_llm.scoring.cer import Score, score, score_syllables
+from pinyin_llm.transcription_pinyin_llm import recognize_pinyin, transcribe_clips
 
 
 OURS = "PinyinLLM mini"
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def card_results(by_set: list[tuple]) -> str:
-    """What model_card.py reads: our CER and interval of each set by the last of the beams, and the best of the peers."""
+    """What model_card.py reads: for each set our CER and interval with the last beam width, and the best peer."""
     results = []
     for group in by_set:
         *_, (name, *_, ours) = (line for line in group if line[1] == OURS)
@@ -132,10 +132,10 @@ def card_results(by_set: list[tuple]) -> str:
 
 
 def print_syllables(sets: list, model, processor) -> None:
-    """What the bridge hears wrong, before the language model reads it."""
+    """Syllables that the bridge gets wrong, before the language model reads them."""
     lines = []
     for manifest, said, clips in sets:
-        rates = score_syllables(said, hear_pinyin(model, processor, clips))
+        rates = score_syllables(said, recognize_pinyin(model, processor, clips))
         lines.append([manifest, *(f"{100 * rate:.1f}" for rate in rates.values())])
     print()
     print(tabulate(lines, headers=["set", "toned syllables wrong %", "toneless %"], tablefmt="github"))

@@ -2,8 +2,8 @@
 
     python benchmarks/cold_start.py
 
-The peer imports torch and transformers' Whisper and Llama and loads both from folders of their own; it reads no sound and
-writes no text. The two take turns, and the ratio is that of their medians.
+The peer imports torch and transformers' Whisper and Llama and loads each from its own folder; it reads no sound and
+decodes no text. The two take turns; the ratio is that of their medians.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from statistics import median
 
 from tabulate import tabulate
 
-from pinyin_llm.inference.files import MINI_MODEL
+from pinyin_llm.inference.loading import MINI_MODEL
 
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "BAC009S0764W0121.wav"

@@ -3,9 +3,9 @@
     python benchmarks/decoding.py
     python benchmarks/decoding.py data/full_size/runs/p2c --syllables 6 --turns 2
 
-The limit is the bytes of the weights that a token needs (all but the input embeddings) over the bandwidth of a large sum
-in this run. A token at a time is `generate` of transformers; in passes is the package's own greedy decoding, which
-writes the same characters.
+The limit is the bytes of the weights that a token needs (all but the input embeddings) divided by the bandwidth of a
+large sum, measured in the same run. "A token at a time" is transformers' `generate`; "in passes" is the package's own
+greedy decoding, which gives the same characters.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import torch
 from tabulate import tabulate
 
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
-from pinyin_llm.inference.files import MINI_MODEL
+from pinyin_llm.inference.loading import MINI_MODEL
 
 
 ROW = "jin1 tian1 tian1 qi4 hen3 hao3 wo3 men5 yi4 qi3 qu4 gong1 yuan2 san4 bu4 zen3 me5 yang4"

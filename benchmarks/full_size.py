@@ -3,8 +3,9 @@
     python -m pinyin_llm.bases.random_bases --parts data/parts --output data/full_size
     python benchmarks/full_size.py data/full_size
 
-Each line is a process of its own, whose peak of anonymous memory (what no file backs) is sampled twenty times a second, and
-whose resident peak, mapped weights included, is the kernel's. The weights are random: the texts say nothing.
+Each line is a process of its own. Its peak of anonymous memory (not backed by a file) is sampled twenty times per
+second; its resident peak, mapped weights included, comes from the kernel. The weights are random, so the texts mean
+nothing.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import sys, time, torch
 start = time.perf_counter()
 from pinyin_llm import PinyinLlamaProcessor
 from pinyin_llm.audio_pinyin_llm import load_waveform
-from pinyin_llm.generation_pinyin_llm import transcribe_clips
+from pinyin_llm.transcription_pinyin_llm import transcribe_clips
 from quantized import load
 model = load(sys.argv[1], int(sys.argv[2]))
 processor = PinyinLlamaProcessor.from_pretrained(sys.argv[1])
@@ -88,14 +89,16 @@ def main() -> None:
             "--per_device_train_batch_size", "1", "--activation_checkpointing", "true", "--save_strategy", "no",
             "--activation_checkpointing_kwargs", '{"use_reentrant": false}', "--eval_strategy", "no"]  # fmt: skip
     bases = ["--audio_tower", arguments.bases / "whisper-large-v3", "--language_model", arguments.bases / "llama2-7b"]
+    stage_1 = ["--texts", work / "texts.txt", "--output_dir", work / "p2c", *bases]
     speech = ["--manifests", work / "clips.tsv", "--cache_features", work / "features"]
+    stage_2 = ["--model", work / "p2c", "--output_dir", work / "asr", *speech]
     jobs = {
-        "stage 1, one step": [ROOT / "train_p2c.py", "--texts", work / "texts.txt", "--output_dir", work / "p2c", *bases, *step],
+        "stage 1, one step": [ROOT / "train_p2c.py", *stage_1, *step],
         "load by reference": ["-c", TRANSCRIBE, work / "p2c", 16],
         "load, transcribe 4.2 s": ["-c", TRANSCRIBE, work / "p2c", 16, SAMPLE],
         "the same in 8 bits": ["-c", TRANSCRIBE, work / "p2c", 8, SAMPLE],
         "the same in 4 bits": ["-c", TRANSCRIBE, work / "p2c", 4, SAMPLE],
-        "stage 2, one step": [ROOT / "train_asr.py", "--model", work / "p2c", "--output_dir", work / "asr", *speech, *step],
+        "stage 2, one step": [ROOT / "train_asr.py", *stage_2, *step],
         "reload, save again": ["-c", RESAVE, work / "asr", work / "again"],
     }  # fmt: skip
     rows = []

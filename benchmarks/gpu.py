@@ -2,11 +2,11 @@
 
     python benchmarks/gpu.py
 
-Both models have a Whisper-large-sized encoder before a LLaMA2-7b, one slot for 80 ms, random weights in bfloat16; GLM-ASR
-is run as its own processor feeds it, in windows of 30 s. Work is what torch counts in matrix products and attention;
-its share is of the speed of one large product in the same run, the share of decoding is of the bandwidth of one large
-copy, for a token needs every weight of the language model. Lines of training learn projector and LoRA of the lowest 5
-layers by AdamW.
+Both models have an encoder of Whisper-large's size before a LLaMA2-7b, one slot per 80 ms and random weights in
+bfloat16; GLM-ASR gets the input of its own processor, in windows of 30 s. "Work" is what torch counts in matrix
+products and attention; its share is of the speed of one large product in the same run. The share of decoding is of the
+bandwidth of one large copy, as a token needs every weight of the language model. Lines on training update the projector
+and the LoRA of the lowest 5 layers with AdamW.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from transformers import GlmAsrConfig, GlmAsrForConditionalGeneration, StoppingC
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR
 from pinyin_llm.bases import random_bases
 from pinyin_llm.configuration_pinyin_llm import num_audio_slots
-from pinyin_llm.train_asr import DataArguments, choose_trainable
-from pinyin_llm.training.arguments import ModelArguments
+from pinyin_llm.training.arguments import ModelArguments, SpeechArguments
+from pinyin_llm.training.setup import train_stage_2
 
 
 DEVICE = "cuda"
@@ -180,7 +180,7 @@ def compare_prompts(systems: dict, rates: tuple, arguments) -> None:
 
 
 def compare_decoding(systems: dict, rates: tuple, arguments) -> None:
-    """Print the table of the time a token takes: with a growing cache, and with a static one whose steps are compiled."""
+    """Print the time per token: with a growing cache, and with a static one whose steps are compiled."""
     limit, lines = bytes_a_token(systems["ours"].model) / rates[1], []
     ways = {"": ({}, arguments.rows), ", static": ({"cache_implementation": "static"}, arguments.static)}
     for way, (how, sizes) in ways.items():
@@ -197,7 +197,7 @@ def compare_decoding(systems: dict, rates: tuple, arguments) -> None:
 
 def train_ours(system: System):
     """The model as train_asr.py trains it."""
-    return choose_trainable(system.model, ModelArguments(lora=16, frozen_bf16=True), DataArguments(manifests=[]))
+    return train_stage_2(system.model, ModelArguments(lora=16, frozen_bf16=True), SpeechArguments(manifests=[]))
 
 
 def train_peer(system: System):

@@ -12,10 +12,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from pinyin_llm.generation_pinyin_llm import convert_pinyin
-from pinyin_llm.inference.files import MINI_MODEL, load_model
-from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS
+from pinyin_llm.inference.loading import MINI_MODEL, load_model
 from pinyin_llm.scoring.cer import score
+from pinyin_llm.transcription_pinyin_llm import NUM_BEAMS, convert_pinyin
 
 
 def read_table(path: str) -> list[dict]:

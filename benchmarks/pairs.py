@@ -1,9 +1,9 @@
-"""Characters -> pinyin pairs for stage 1, by 1 and by 2 processes: characters a second, and peak memory by amount of text.
+"""Characters -> pinyin pairs for stage 1, with 1 and 2 processes: characters per second and peak memory by text size.
 
     python benchmarks/pairs.py data/text/clean/inews.txt --millions 1 10 100
 
-The text is repeated, with the number of each copy in front, until it has that many characters. Memory is the largest of the
-processes' own (what no file backs): datasets maps its tables from disk.
+The text is repeated, with the number of each copy in front, until it has that many characters. Memory is the largest
+anonymous memory of the processes (not backed by a file): datasets maps its tables from disk.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def enlarge(source: Path, characters: int, target: Path) -> None:
 
 
 class Peak(threading.Thread):
-    """The largest anonymous memory of this process and its children, once a second: to look at all takes a hundredth of one."""
+    """The largest anonymous memory of this process and its children, sampled once per second; a sample takes 10 ms."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -53,14 +53,15 @@ def read(text: Path, num_proc: int, cache: str) -> tuple[int, float, int]:
     import datasets
 
     from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
-    from pinyin_llm.train_p2c import DataArguments, read_pairs
+    from pinyin_llm.training.arguments import TextArguments
+    from pinyin_llm.training.text_data import read_pairs
 
     datasets.config.HF_DATASETS_CACHE = Path(cache)
     units, peak = PinyinTokenizer.from_file(), Peak()
     units.encode_characters("先读词典")  # pypinyin reads its dictionary once
     peak.start()
     start = time.perf_counter()
-    _, counts = read_pairs(DataArguments([str(text)], num_proc=num_proc), units)
+    _, counts = read_pairs(TextArguments([str(text)], num_proc=num_proc), units)
     seconds = time.perf_counter() - start
     peak.over.set()
     return counts["characters"], seconds, peak.largest

@@ -13,10 +13,9 @@ from transformers import BitsAndBytesConfig
 from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
-from pinyin_llm.generation_pinyin_llm import transcribe_clips
-from pinyin_llm.inference.files import MINI_MODEL
-from pinyin_llm.pipeline_pinyin_llm import NUM_BEAMS
+from pinyin_llm.inference.loading import MINI_MODEL
 from pinyin_llm.scoring.cer import score
+from pinyin_llm.transcription_pinyin_llm import NUM_BEAMS, transcribe_clips
 
 
 NOT_THE_LAYERS = ["audio_tower", "multi_modal_projector", "pinyin_embeddings", "lm_head"]

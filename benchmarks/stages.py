@@ -3,7 +3,8 @@
     python benchmarks/stages.py data/speech/aishell1_S0150/held_out.tsv
 
 The speech of the manifest is joined and cut into clips of the lengths asked for; what is longer than 15 s is cut at its
-pauses by the package itself. Milliseconds a second of speech, so that a row of equal figures grows with the length alone.
+pauses by the package itself. Figures are milliseconds per second of speech: where a row has equal ones, time grows with
+the length alone.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from tabulate import tabulate
 
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.corpora.manifest import read_manifest
-from pinyin_llm.generation_pinyin_llm import transcribe_clips
-from pinyin_llm.inference.files import MINI_MODEL, load_model
+from pinyin_llm.inference.loading import MINI_MODEL, load_model
+from pinyin_llm.transcription_pinyin_llm import transcribe_clips
 
 
 STAGES = ["features", "encoder", "projector", "prompt", "decoding", "the rest"]

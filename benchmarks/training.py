@@ -1,12 +1,12 @@
-"""Both stages of training beside the plain way to do the same: answer tokens and rows a second, peak memory.
+"""Both stages of training beside the plain way to do the same: answer tokens and rows per second, peak memory.
 
     python benchmarks/training.py data/text/clean/people_daily.txt data/speech/aishell1_S0150/train.tsv
 
-Each line is a process of its own; all learn from the same file, and the first steps are left out. "Plain" is what one
-writes first: a Trainer on the language model of the same shape in float32 and eager attention, shuffled rows padded to
-the longest, logits of every position; in stage 2 the encoder runs in every step, and in one line it is transformers' own,
-which takes windows of 30 s. The share of the peak counts 6 operations a weight and token (stage 2, whose weights are
-frozen under LoRA: 4), against a bfloat16 matrix product measured in the same run.
+Each line is a process of its own; all train on the same file, and the first steps are left out. "Plain" is what one
+would write first: a Trainer on a language model of the same shape in float32 with eager attention, shuffled rows padded
+to the longest, logits of every position. In stage 2 the encoder runs in every step; in one line it is transformers'
+own, which takes windows of 30 s. The share of the peak counts 6 operations per weight and token (4 in stage 2, whose
+weights are frozen under LoRA) against a bfloat16 matrix product measured in the same run.
 """
 
 import argparse
@@ -25,11 +25,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c, training
+from pinyin_llm import PinyinLlamaForASR, PinyinLlamaProcessor, train_asr, train_p2c
 from pinyin_llm.audio_pinyin_llm import load_waveform
 from pinyin_llm.configuration_pinyin_llm import num_encoder_frames
-from pinyin_llm.inference.files import MINI_MODEL
-from pinyin_llm.training.arguments import ModelArguments
+from pinyin_llm.inference.loading import MINI_MODEL
+from pinyin_llm.training import trainer
+from pinyin_llm.training.arguments import ModelArguments, SpeechArguments, TextArguments
+from pinyin_llm.training.setup import train_stage_2
+from pinyin_llm.training.speech_data import read_speech
+from pinyin_llm.training.text_data import read_pairs
 
 
 WARM_UP = 8  # steps: compilation, first shapes
@@ -67,7 +71,7 @@ class CountingTrainer(Trainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
 
-class OurTrainer(CountingTrainer, training.PinyinTrainer):
+class OurTrainer(CountingTrainer, trainer.PinyinTrainer):
     """The package's own, which writes nothing out at the end here."""
 
     def evaluate(self, *args, **kwargs):
@@ -88,7 +92,7 @@ def settings(output: str, stage: str, **more) -> dict:
 
 def train_ours(main, stage: str, output: str, data: dict) -> None:
     """`main` of a training script with the recipe of the mini model."""
-    training.PinyinTrainer = OurTrainer
+    trainer.PinyinTrainer = OurTrainer
     fast = {"bf16": True, "train_sampling_strategy": "group_by_length"}
     given = settings(output, stage, model=str(MINI_MODEL), eval_rows=0, **fast) | data
     flags = [[f"--{name}", *map(str, value if isinstance(value, list) else [value])] for name, value in given.items()]
@@ -111,7 +115,7 @@ def stage_1_plain(output: str, data: str) -> None:
     config = PinyinLlamaForASR.config_class.from_pretrained(MINI_MODEL).text_config
     first, config.vocab_size = config.vocab_size, config.vocab_size + len(processor.pinyin_tokenizer)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    rows, _ = train_p2c.read_pairs(train_p2c.DataArguments([data]), processor.pinyin_tokenizer)
+    rows, _ = read_pairs(TextArguments([data]), processor.pinyin_tokenizer)
 
     def collate(batch):
         asked = [torch.tensor(row["units"]) + first for row in batch]
@@ -155,8 +159,8 @@ def stage_2_encoding(output: str, data: str, attention: str = "sdpa", windows: b
     model = PinyinLlamaForASR.from_pretrained(MINI_MODEL, dtype=torch.float32, attn_implementation=attention)
     if windows:
         model.audio_tower.__class__ = WhisperWindows  # the same weights
-    model = train_asr.choose_trainable(model, ModelArguments(), train_asr.DataArguments([data]))
-    rows, _ = train_asr.read_speech([data], processor.pinyin_tokenizer)
+    model = train_stage_2(model, ModelArguments(), SpeechArguments([data]))
+    rows, _ = read_speech([data], processor.pinyin_tokenizer)
 
     def collate(batch):
         clips = [load_waveform(row["audio"]) for row in batch]

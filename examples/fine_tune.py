@@ -1,6 +1,6 @@
-"""Teach the mini model a voice from some hundred clips, on a laptop, in under five minutes.
+"""Adapt the mini model to a voice with about a hundred clips, on a laptop, in under five minutes.
 
-1. Put your clips into a folder, and beside them a table `clips.tsv` (tabs between, a header line):
+1. Put your clips into a folder with a table `clips.tsv` next to them (tab-separated, with a header line):
 
        file        text
        001.wav     今天天气很好
@@ -11,10 +11,10 @@
 3. pinyin-llm transcribe --model my-model talk.wav
 
 With `--test`, a table of other clips of the same voice, it prints the character error rate before and after. Only the
-pinyin bridge learns, that is, how the voice sounds; what the words are the language model knows from text already. A
-step a clip at a low rate is enough, and more would make the model forget other voices. A hundred clips of a real voice
-that it did not know brought the error rate on 92 others from 18.6 to 17.7 %; ten clips are too few, they brought it
-from 18.6 to 19.1 in forty steps (three beams, before there were n-grams; with those it is 15.3 to begin with).
+pinyin bridge is trained, that is, how the voice sounds; the language model already knows the words from text. One step
+per clip at a low rate is enough; more would make the model forget other voices. A hundred clips of a real voice that
+the model did not know brought the error rate on 92 others from 18.6 to 17.7 %. Ten clips are too few: in forty steps
+they brought it from 18.6 to 19.1. (Three beams, before there were n-grams; with n-grams it is 15.3 to begin with.)
 """
 
 import argparse

@@ -90,7 +90,9 @@ def _run_module(name: str, *words: str) -> int:
         if not words or words[0] not in BASES:
             found = words[0] if words else "nothing"
             raise ValueError(f"pinyin-llm base: expected one of {', '.join(BASES)}, found {found}.")
-        module += f".{words.pop(0)}"
+        module += f".{words[0]}"
+        name += f" {words.pop(0)}"
+    sys.argv[0] = f"pinyin-llm {name}"  # the name in its usage message
     package = __package__.rpartition(".")[0]
     return import_module(f"{package}.{module}").main(words)
 

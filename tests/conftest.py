@@ -1,9 +1,7 @@
-"""Everything the tests stand on is made here: tiny random models, a tokenizer of some sixty characters, tones as speech."""
+"""Fixtures of all tests: tiny random models, a tokenizer of some sixty characters, tones as speech."""
 
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 
 
@@ -18,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from warm_process import WarmProcess
 
 from pinyin_llm import PinyinLlamaConfig, PinyinLlamaForASR, PinyinLlamaProcessor
 from pinyin_llm.bases.han_llama import HanLlamaArguments, build_tokenizer, write_language_model
@@ -25,7 +24,10 @@ from pinyin_llm.bases.han_llama import HanLlamaArguments, build_tokenizer, write
 
 torch.set_num_threads(1)
 
-CHARACTERS = "：汉字你好中国人民大学生日快乐长江黄河银行走路重庆要上海北京天地山水火木金土一二三四五六七八九十百千万我他她们的了在是不有这"
+CHARACTERS = (
+    "：汉字你好中国人民大学生日快乐长江黄河银行走路重庆要上海北京天地山水火木金土"
+    "一二三四五六七八九十百千万我他她们的了在是不有这"
+)
 SENTENCES = [
     "中国人民银行",
     "你好",
@@ -37,6 +39,7 @@ SENTENCES = [
     "快乐的人",
 ]
 KINDS = ("mean", "max", "attention", "stack", "conv", "pinyin_bridge")
+COMMAND_LINE = "import sys; from pinyin_llm.inference.cli import main; sys.exit(main())"
 WEIGHT_SPREAD = 0.2  # the usual 0.02 keeps all logits of a tiny model within a tolerance of each other
 
 
@@ -142,18 +145,19 @@ def parts(tmp_path_factory) -> Path:
     return folder
 
 
-def run_as_stranger(script: str, *arguments, folder: Path) -> None:
-    """Run `script` in an empty `folder`, as a process of its own with an empty cache; it must end well."""
+@cache
+def warm_process() -> WarmProcess:
+    """Where the tests of this process run scripts of their own: offline, with a cache of their own."""
+    folder = Path(CACHE.name, "warm")
     folder.mkdir()
-    run = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=folder,
-        env=os.environ | {"HF_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return WarmProcess(folder, HF_HUB_OFFLINE="1")
+
+
+def run_as_stranger(script: str, *arguments, folder: Path) -> None:
+    """Run `script` in an empty `folder`, as a process of its own with an empty cache; it must succeed."""
+    folder.mkdir()
+    warm_process().clear_home()
+    run = warm_process().run(script, *arguments, folder=folder)
     assert run.returncode == 0, run.stderr
 
 

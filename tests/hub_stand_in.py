@@ -106,7 +106,7 @@ def make_handler(hub: Hub) -> type:
             for pattern, serve in (
                 (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.store),
                 (r"/api/models/([^/]+/[^/]+)/(preupload|commit)/(.+)", self.upload),
-                (r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(?:/.*)?", self.describe),
+                (r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+)(?:/(.+))?)?", self.describe),
                 (r"/([^/]+/[^/]+)/(resolve)/([^/]+)/(.+)", self.resolve),
             ):
                 if match := re.fullmatch(pattern, path):
@@ -164,14 +164,18 @@ def make_handler(hub: Hub) -> type:
             digest = repository.commit(lines, hub.stored)
             return self.answer(200, {"commitUrl": f"{hub.url}/{repo_id}/commit/{digest}", "commitOid": digest})
 
-        def describe(self, repo_id: str, repository: Repository, kind: str | None, revision: str | None, body) -> None:
+        def describe(self, repo_id: str, repository: Repository, kind, revision, folder: str | None, body) -> None:
+            """The repository, or with `kind` "tree" the files of a folder of it."""
             commit = repository.at(revision or "main")
             if commit is None:
                 return self.answer(404, X_Error_Code="RevisionNotFound")
             digest, files = commit
             if kind == "tree":
+                inside = {path: data for path, data in files.items() if path.startswith(f"{folder}/" if folder else "")}
+                if folder and not inside:
+                    return self.answer(404, X_Error_Code="EntryNotFound")
                 return self.answer(
-                    200, [{"type": "file", "path": path, **_entry(data)} for path, data in files.items()]
+                    200, [{"type": "file", "path": path, **_entry(data)} for path, data in inside.items()]
                 )
             siblings = [{"rfilename": path} for path in files]
             about = {"id": repo_id, "modelId": repo_id, "sha": digest, "siblings": siblings, "tags": [], "downloads": 0}

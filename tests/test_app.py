@@ -1,10 +1,8 @@
 """The demo page as people meet it: in a browser, and with what they should not send."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from conftest import free_port
+from conftest import COMMAND_LINE, free_port, warm_process
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import metadata_load
@@ -31,8 +29,7 @@ SECONDS_TO_START = 60  # 5 s on an idle laptop
 def page():
     """The address of the page, with the mini model behind it."""
     port = free_port()
-    words = [sys.executable, "-m", "pinyin_llm.inference.cli", "demo", "--model", str(MINI_MODEL), "--port", str(port)]
-    process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    process = warm_process().start(COMMAND_LINE, "demo", "--model", MINI_MODEL, "--port", port)
     address, end = f"http://127.0.0.1:{port}", time.time() + SECONDS_TO_START
     while time.time() < end:
         try:
@@ -41,8 +38,8 @@ def page():
         except OSError:
             time.sleep(0.25)
     yield address
-    process.terminate()
-    process.wait(30)
+    process.kill(signal.SIGTERM)
+    process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -156,5 +153,5 @@ def test_a_space_is_app_samples_and_two_files(tmp_path):
     front = metadata_load(tmp_path / "README.md")
     assert (front["sdk"], front["app_file"]) == ("gradio", "demo.py")
     script = "import sys; sys.modules['pinyin_llm'] = None; import demo; print(len(demo.find_samples()))"
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    run = warm_process().run(script, folder=tmp_path)
     assert run.stdout.strip() == "8", run.stderr

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns: the same losses with the same global batch, and checkpoints that either can go on from."""
+"""Two processes learn what one learns: equal losses with an equal global batch; each resumes the other's run."""
 
 import json
 import os
@@ -9,29 +9,41 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, build_model, save_folder
+from conftest import SENTENCES, build_model, free_port, save_folder, warm_process
 from safetensors.torch import load_file
 
 
 ROOT = Path(__file__).parents[1]
 STEPS, HALF = 6, 3
-SETTINGS = ["--use_cpu", "true", "--learning_rate", "0.01", "--disable_tqdm", "true", "--lora", "2", "--max_steps", str(STEPS),
-            "--logging_steps", "1", "--save_steps", str(HALF), "--eval_strategy", "no"]  # fmt: skip
+SETTINGS = ["--use_cpu", "true", "--learning_rate", "0.01", "--disable_tqdm", "true", "--lora", "2",
+            "--max_steps", str(STEPS), "--logging_steps", "1", "--save_steps", str(HALF),
+            "--eval_strategy", "no"]  # fmt: skip
 
 
 def train(processes: int, script: str, *words) -> None:
     """Run a training script with a global batch of four rows."""
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    batch = ["--per_device_train_batch_size", str(4 // processes)]
-    run = subprocess.run(
-        [sys.executable, *launch, ROOT / script, *map(str, words), *SETTINGS, *batch],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [ROOT / script, *words, *SETTINGS, "--per_device_train_batch_size", 4 // processes]
+    if processes == 1:
+        run = warm_process().run(*words)
+        assert run.returncode == 0, run.stderr[-3000:]
+    else:
+        launch(processes, *words)
+
+
+def launch(processes: int, script: Path, *words) -> None:
+    """Run a script in so many processes, with the variables that torchrun gives each."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    runs = [warm_process().start(script, *words, **rank) for rank in ranks]
+    for run in [run.wait() for run in runs]:
+        assert run.returncode == 0, run.stderr[-3000:]
+
+
+def launch_by_torchrun(script: Path, *words) -> None:
+    """Run a script in two processes, as users do."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, *words]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
 
 
@@ -115,10 +127,8 @@ def test_weights_that_were_shared_out_are_saved_whole(tmp_path):
     script = tmp_path / "share_out.py"
     script.write_text(SHARE_OUT, encoding="utf-8")
     for processes in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        words = [sys.executable, *launch, script, tmp_path / "model", tmp_path / str(processes)]
-        run = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stderr[-3000:]
+        words = [script, tmp_path / "model", tmp_path / str(processes)]
+        launch(1, *words) if processes == 1 else launch_by_torchrun(*words)
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -36,7 +36,7 @@ def test_speech_is_written_as_step_by_step(bridge_model, processor, clips):
 
 
 def test_bytes_are_guessed_too(bridge_model, processor):
-    """The tiny tokenizer knows some sixty characters; the others are three tokens each, and guesses of both kinds fail."""
+    """The tiny tokenizer has some sixty characters; others take three tokens each. Guesses of both kinds fail."""
     written = convert_pinyin(bridge_model, processor, ["zhong1 nüe4 ren2 zhei4 lü4 chong2"])[0]
     sizes = {len(processor.tokenizer(character, add_special_tokens=False).input_ids) for character in written}
     assert sizes >= {1, 3}, f"{written} is all of one kind: the tests of this file are too easy"

@@ -1,4 +1,4 @@
-"""With LLaMA2's own tokenizer: prompt and slot, characters it spells in bytes, and back. The tokenizer is fetched, not kept."""
+"""LLaMA2's own tokenizer, which is fetched: prompt and slot, characters that it spells in bytes, and back."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The model: a row never depends on its neighbours, nothing is lost between prompt and loss, weights are whole or refused."""
+"""The model: rows are independent, nothing is lost between prompt and loss, incomplete weights are refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""n-grams of characters: a distribution whatever came before, kept with the processor, heard where beams are searched."""
+"""n-grams of characters: a distribution after any context, saved with the processor, used in beam search."""
 
 from collections import Counter
 from copy import copy

@@ -1,4 +1,4 @@
-"""Where nobody speaks, next to nothing is written: noise, hum, clicks, music-like tones and silence, by the shipped model."""
+"""The shipped model: where nobody speaks (noise, hum, clicks, tones like music, silence), hardly any text comes out."""
 
 from pathlib import Path
 

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from conftest import build_processor, tone
+from jinja2 import TemplateError
 
 from pinyin_llm import PinyinLlamaProcessor
 from pinyin_llm.configuration_pinyin_llm import num_audio_slots
@@ -116,6 +117,54 @@ def test_reload_makes_the_same_inputs(processor, tmp_path):
     found = again(tone(0.5), sampling_rate=16000, text="你好")
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+@pytest.mark.parametrize("prompt", ["{slot}：", '汉"\\{{ {slot} }}\n字：$'])
+def test_chat_template_is_the_prompt(prompt):
+    processor, clip = build_processor(prompt=prompt), tone(0.3)
+    conversation = [{"role": "user", "content": [{"type": "audio", "audio": clip}]}]
+    written = processor.apply_chat_template(conversation)
+    assert written == "<s>" + prompt.replace("{slot}", "<|audio|>")
+    found = processor.apply_chat_template([conversation] * 2, tokenize=True, return_dict=True)
+    expected = processor([clip, clip], sampling_rate=16000)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+@pytest.mark.parametrize("saved", [None, "{{ messages[0].content }}"])
+def test_folder_without_our_chat_template(processor, saved, tmp_path):
+    """0.1.0 saved none, or that of the language model that it started from."""
+    processor.save_pretrained(tmp_path)
+    template = tmp_path / "chat_template.jinja"
+    expected = template.read_text(encoding="utf-8")
+    template.unlink()
+    if saved:
+        template.write_text(saved, encoding="utf-8")
+    again = PinyinLlamaProcessor.from_pretrained(tmp_path)
+    assert again.chat_template == expected == processor.chat_template
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / template.name).read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.parametrize(
+    "content", ["你好", [], [{"type": "audio"}] * 2, [{"type": "audio"}, {"type": "text", "text": ""}]]
+)
+def test_chat_template_takes_one_clip(processor, content):
+    with pytest.raises(TemplateError, match="one audio entry"):
+        processor.apply_chat_template([{"role": "user", "content": content}])
+
+
+@pytest.mark.parametrize("wrong", [{"language": "en"}, {"prompt": "Translate."}])
+def test_transcription_request_in_another_language(processor, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        processor.apply_transcription_request(audio=tone(0.2), **wrong)
+
+
+def test_prompts_are_skipped_with_special_tokens(processor):
+    batch = processor(pinyin=["ni3 hao3", "ni3"], text=["你好", "你"])
+    assert processor.batch_decode(batch["input_ids"], skip_special_tokens=True) == ["你好", "你"]
+    assert processor.decode(batch["input_ids"][0], skip_special_tokens=True) == "你好"
+    assert processor.decode(batch["input_ids"][0]) == "<s><|pinyin|><|pinyin|>：你好</s>"
 
 
 def test_changed_units_of_a_saved_processor_are_refused(processor, tmp_path):

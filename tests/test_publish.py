@@ -12,6 +12,7 @@ import pytest
 from conftest import SENTENCES, build_model, save_folder
 from hub_stand_in import TOKEN, Repository, stand_in
 from huggingface_hub import ModelCard, metadata_load
+from warm_process import WarmProcess
 
 from pinyin_llm.publishing.model_card import write_card
 from pinyin_llm.training.records import copy_origin, describe_command
@@ -32,6 +33,19 @@ batch = processor(sound)
 for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
     auto.from_pretrained(repo, **where).generate(**batch, max_new_tokens=3)
 print(pipeline("automatic-speech-recognition", model=repo, **where)(sound)["text"])
+"""
+# The check loads the folder in a process of its own; what a test has checked before, it need not check again.
+PUBLISH = """
+import sys
+import time
+from pinyin_llm.inference.cli import main
+from pinyin_llm.publishing import publish
+
+if sys.argv.pop(1) == "unchecked":
+    assert callable(publish.check_folder)
+    publish.check_folder = lambda place: "not checked"
+time.sleep = lambda seconds: None  # of the Hub's client, before it tries again
+sys.exit(main(["publish", *sys.argv[1:]]))
 """
 PUSH = """
 import sys
@@ -60,36 +74,53 @@ def model_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def warm(hub, tmp_path_factory):
+    process = WarmProcess(
+        tmp_path_factory.mktemp("warm"), HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1"
+    )
+    yield process
+    process.close()
+
+
 @pytest.fixture
-def run(hub, tmp_path):
-    """run(words, ...) -> a finished process that has the stand-in for its Hub, and an empty cache at first."""
+def run(hub, warm, tmp_path):
+    """run(script, ...) -> a finished script that has the stand-in for its Hub, and an empty cache at first.
+
+    Those with variables of their own are processes of their own: the cache is the same.
+    """
+    warm.clear_home()
 
     def run(*words, code: int = 0, token: str = TOKEN, **more) -> subprocess.CompletedProcess:
-        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token,
-               "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", **more}  # fmt: skip
-        words = [sys.executable, *map(str, words)]
-        process = subprocess.run(words, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False)
+        if more:
+            env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(warm.home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": token,
+                   "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1", **more}  # fmt: skip
+            words = [sys.executable, "-c", *map(str, words)]
+            env = os.environ | env
+            process = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        else:
+            process = warm.run(*words, folder=tmp_path, HF_TOKEN=token)
         assert process.returncode == code, process.stderr
         return process
 
     return run
 
 
-def publish(run, *words, **options) -> str:
-    process = run("-m", "pinyin_llm.inference.cli", "publish", *words, **options)
+def publish(run, *words, checked: bool = False, **options) -> str:
+    process = run(PUBLISH, "checked" if checked else "unchecked", *words, **options)
     return process.stdout + process.stderr
 
 
 def test_published_mini_model(hub, run, tmp_path):
-    report = publish(run, MINI, "user/mini", "--public")
+    report = publish(run, MINI, "user/mini", "--public", checked=True, OMP_NUM_THREADS="1")
     text = "甚至出现交易几乎停滞的情况"
     assert f"-> {text}" in report
     assert "are identical" in report
     revision = hub.repositories["user/mini"].commits[-1][0]
     for wanted, offline in (("main", "0"), ("main", "1"), (revision, "1")):
-        assert run("-c", USE, "user/mini", wanted, SAMPLE, token="", HF_HUB_OFFLINE=offline).stdout.strip() == text
+        assert run(USE, "user/mini", wanted, SAMPLE, token="", HF_HUB_OFFLINE=offline).stdout.strip() == text
     without = USE.replace('"trust_remote_code": True', '"trust_remote_code": False')
-    assert "trust_remote_code=True" in run("-c", without, "user/mini", "main", SAMPLE, code=1).stderr
+    assert "trust_remote_code=True" in run(without, "user/mini", "main", SAMPLE, code=1).stderr
 
     card = tmp_path / "README.md"
     card.write_bytes(hub.files("user/mini")["README.md"])
@@ -97,7 +128,7 @@ def test_published_mini_model(hub, run, tmp_path):
     blocks = re.findall(r"^```python\n(.*?)^```", card.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
-        assert run("-c", block, token="").stdout.strip()
+        assert run(block, token="").stdout.strip()
     front = metadata_load(card)
     assert front["pipeline_tag"] == "automatic-speech-recognition"
     results = front["model-index"][0]["results"]
@@ -109,12 +140,12 @@ def test_published_mini_model(hub, run, tmp_path):
 
 
 def test_private_unless_asked_and_dry_run_uploads_nothing(hub, run, model_folder):
-    report = publish(run, model_folder, "user/tiny", "--dry_run")
+    report = publish(run, model_folder, "user/tiny", "--dry_run", checked=True)
     assert "model.safetensors" in report
     assert "user/tiny" not in hub.repositories
     publish(run, model_folder, "user/tiny")
     assert hub.repositories["user/tiny"].private
-    assert "user/tiny" in run("-c", USE, "user/tiny", "main", SAMPLE, token="", code=1).stderr
+    assert "user/tiny" in run(USE, "user/tiny", "main", SAMPLE, token="", code=1).stderr
     hub.repositories["user/tiny"].private = False
     assert "is public. Add --public" in publish(run, model_folder, "user/tiny", code=2)
 
@@ -139,11 +170,13 @@ def test_broken_upload_leaves_the_hub_as_it_was(hub, run, model_folder, fault):
 
 
 def test_what_it_leaves_alone_and_what_it_replaces(hub, run, model_folder, tmp_path):
-    for name, files in {"user/old": ("notes.md", "eval/results.json", "their.json", "adapter_1/adapter_model.safetensors", "modeling_pinyin_llm.py"),
-                        "user/other": ("config.json", "pytorch_model.bin")}.items():  # fmt: skip
+    theirs = ("notes.md", "eval/results.json", "their.json")
+    ours = ("adapter_1/adapter_model.safetensors", "modeling_pinyin_llm.py")
+    others = ("config.json", "pytorch_model.bin")
+    for name, files in {"user/old": (*theirs, *ours), "user/other": others}.items():
         hub.repositories[name] = Repository(private=True)
         hub.repositories[name].commit([{"key": "file", "value": {"path": path, "content": ""}} for path in files])
-    assert "removed, of an earlier publication: adapter_1/" in publish(run, model_folder, "user/old")
+    assert "removed from an earlier publication: adapter_1/" in publish(run, model_folder, "user/old")
     assert {"notes.md", "eval/results.json", "their.json"} <= hub.files("user/old").keys()
     assert "adapter_1/adapter_model.safetensors" not in hub.files("user/old")
     assert "of another kind" in publish(run, model_folder, "user/other", code=2)
@@ -204,18 +237,18 @@ def test_delta_on_bases_of_the_hub(hub, run, parts, tmp_path):
     settings = ["--lora", "2", "--save", "delta", "--max_steps", "2", "--save_strategy", "no", "--use_cpu", "true"]
     stage_1 = ["--texts", texts, "--output_dir", "p2c", "--eval_strategy", "no"]
     run(ROOT / "train_p2c.py", *stage_1, *names, *settings)
-    publish(run, tmp_path / "p2c", "user/delta", "--delta", "--public")
-    publish(run, tmp_path / "p2c", "user/merged", "--merge", "--public")
+    publish(run, tmp_path / "p2c", "user/delta", "--delta", "--public", checked=True)
+    publish(run, tmp_path / "p2c", "user/merged", "--merge", "--public", checked=True)
     files = hub.files("user/delta")
     assert {"adapter_1/adapter_model.safetensors", "adapter_1/adapter_config.json"} <= files.keys()
     assert all(revision in files["config.json"].decode() for revision in revisions)
     assert not any(name.startswith("adapter_") for name in hub.files("user/merged"))
-    written = [run("-c", USE, repo, "main", SAMPLE, token="").stdout for repo in ("user/delta", "user/merged")]
+    written = [run(USE, repo, "main", SAMPLE, token="").stdout for repo in ("user/delta", "user/merged")]
     assert written[0] == written[1]
     assert "whole model" in publish(run, MINI, "user/mini", "--delta", code=2)
 
 
 def test_transformers_own_pushes(hub, run, model_folder):
-    run("-c", PUSH, model_folder)
-    run("-c", USE, "user/pushed", "main", SAMPLE)
-    run("-c", USE, "user/trained", "main", SAMPLE)
+    run(PUSH, model_folder)
+    run(USE, "user/pushed", "main", SAMPLE)
+    run(USE, "user/trained", "main", SAMPLE)

@@ -2,16 +2,26 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
 import pytest
 
+from pinyin_llm.inference.cli import main
+
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", "README_zh.md")
-QUICK = ("pinyin-llm transcribe", "pinyin-llm convert", "pinyin-llm score")  # the others train, publish or serve
+WITH_COMMANDS = (*NAMES, "docs/usage.md")
+QUICK = (
+    "pinyin-llm transcribe",
+    "pinyin-llm convert",
+    "pinyin-llm pinyin",
+    "pinyin-llm score",
+)  # the others train, publish or serve
 
 
 def blocks(name: str, language: str = "") -> list[str]:
@@ -20,25 +30,35 @@ def blocks(name: str, language: str = "") -> list[str]:
 
 
 def commands() -> list[str]:
-    """The quick `pinyin-llm` lines of the bash blocks of all READMEs, continued lines joined."""
-    bash = [block for name in NAMES for block in blocks(name, "bash")]
+    """The quick `pinyin-llm` lines of the bash blocks, continued lines joined."""
+    bash = [block for name in WITH_COMMANDS for block in blocks(name, "bash")]
     lines = [line for block in bash for line in block.replace("\\\n", " ").splitlines()]
     return list(dict.fromkeys(line for line in lines if any(command in line for command in QUICK)))
 
 
 @pytest.mark.parametrize("command", commands())
-def test_command(command):
+def test_command(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    output = run_by_shell(command) if set(command) & set("|<>&;$") else run_here(command, capsys)
+    assert output.strip() or ">" in command
+
+
+def run_here(command: str, capsys) -> str:
+    """The output of a command without pipes and redirections, which needs no process of its own."""
+    program, *words = shlex.split(command, comments=True)
+    assert program == "pinyin-llm"
+    words = [found for word in words for found in (sorted(glob(word)) if set(word) & set("*?[") else [word])]
+    assert main(words) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def run_by_shell(command: str) -> str:
+    """The output of a command as a shell runs it."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    run = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=ROOT,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = ["bash", "-euo", "pipefail", "-c", command]
+    run = subprocess.run(words, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() or ">" in command
+    return run.stdout
 
 
 @pytest.mark.parametrize("name", NAMES)

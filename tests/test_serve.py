@@ -1,10 +1,7 @@
 """`pinyin-llm serve` as OpenAI's own client meets it."""
 
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import build_model, free_port, save_folder, tone
+from conftest import COMMAND_LINE, build_model, free_port, save_folder, tone, warm_process
 from openai import APITimeoutError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 
 from pinyin_llm.inference import server as serve
@@ -28,23 +25,12 @@ TEXT = "甚至出现交易几乎停滞的情况"
 def serving(model, *flags: str):
     """A server process and a client of it; ends the server as `kill` does."""
     port = free_port()
-    words = [
-        sys.executable,
-        "-m",
-        "pinyin_llm.inference.cli",
-        "serve",
-        "--model",
-        str(model),
-        "--port",
-        str(port),
-        *flags,
-    ]
-    process = subprocess.Popen(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    process = warm_process().start(COMMAND_LINE, "serve", "--model", model, "--port", port, *flags)
     try:
         yield process, wait_for(OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0))
     finally:
-        process.terminate()
-        process.wait(60)
+        process.kill(signal.SIGTERM)
+        process.wait()
 
 
 def wait_for(client: OpenAI) -> OpenAI:
@@ -168,9 +154,9 @@ def test_shutdown_answers_what_is_under_way(slow):
     with serving(folder) as (process, client), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(client.audio.transcriptions.create, model="tiny", file=sound)
         time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
+        process.kill(signal.SIGTERM)
         assert asked.result(timeout=60).text
-        assert process.wait(60) == -signal.SIGTERM  # uvicorn ends itself by the signal, after all is done
+        assert process.wait().returncode == -signal.SIGTERM  # uvicorn ends itself by the signal, after all is done
 
 
 def test_what_fails_in_a_batch_fails_alone(monkeypatch):

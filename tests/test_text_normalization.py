@@ -1,4 +1,4 @@
-"""One reading of written Chinese: the same for training text, for every system that is scored, and when applied twice."""
+"""Chinese text is normalised alike for training and for every system that is scored; twice is the same as once."""
 
 import pytest
 from hypothesis import given, settings

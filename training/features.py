@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..audio_pinyin_llm import SAMPLING_RATE, AudioError, load_waveform, why_no_speech
 from ..configuration_pinyin_llm import num_encoder_frames
+from ..inference.loading import has_fast_bfloat16
 from .perturbation import Change
 
 
@@ -124,7 +125,8 @@ def _load(path: str, processor, change: Change, counts: dict[str, int]) -> torch
 @torch.no_grad()
 def _encode_batch(batch: list[tuple[int, torch.Tensor]], model, processor) -> list[dict]:
     data, _ = processor.pad_features([mel for _, mel in batch])
-    with torch.autocast(model.device.type, torch.bfloat16):
+    device = model.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=has_fast_bfloat16(device)):
         hidden = model.audio_tower(
             data["input_features"].to(model.device), data["input_features_mask"].to(model.device)
         )
