@@ -1,8 +1,8 @@
 """Pinyin units: characters and written syllables -> ids of the 1417-row pinyin table.
 
 The paper (arXiv 2409.16005) gives the number 1417 but not the list. Ours has every reading of the 8105 characters of
-the 通用规范汉字表 in Unihan's kTGHZ2013 and kHanyuPinlu, except 13 interjections that are not syllables (hm, m, n, ng, ê);
-`corpora/pinyin_units.py` rebuilds it.
+the 通用规范汉字表 in Unihan's kTGHZ2013 and kHanyuPinlu, except 13 interjections that are not syllables (hm, m, n,
+ng, ê); `corpora/pinyin_units.py` rebuilds it.
 """
 
 import hashlib

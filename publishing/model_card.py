@@ -23,8 +23,8 @@ TERMS = {
     "meta-llama/Llama-2": (
         "llama2",
         "Its language model is LLaMA-2: the LLAMA 2 Community License Agreement and Meta's acceptable use policy "
-        "apply, and the line: Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. "
-        "All Rights Reserved.",
+        "apply, and the line: Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, "
+        "Inc. All Rights Reserved.",
     ),
     "google/gemma": ("gemma", "Its language model is Gemma: the Gemma Terms of Use apply."),
     "openai/whisper": (

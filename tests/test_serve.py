@@ -54,7 +54,7 @@ def slow(tmp_path_factory) -> tuple[Path, Path]:
     """A tiny model, and a sound that keeps it busy for a while."""
     folder = tmp_path_factory.mktemp("slow")
     save_folder(build_model("pinyin_bridge"), folder)
-    soundfile.write(folder / "long.wav", tone(120.0), 16000)
+    soundfile.write(folder / "long.wav", tone(60.0), 16000)
     return folder, folder / "long.wav"
 
 
@@ -110,7 +110,7 @@ def test_twenty_at_once(client):
 def test_short_before_long_and_nothing_for_those_who_hung_up(slow, tmp_path):
     folder, sound = slow
     soundfile.write(tmp_path / "short.wav", tone(1.0), 16000)
-    one_less = "8"  # than the pieces of both: the short one is done with the first batch, the long one with the second
+    one_less = "4"  # than the pieces of both: the short one is done with the first batch, the long one with the second
     with serving(folder, "--batch_size", one_less) as (_, client), ThreadPoolExecutor(8) as pool:
         ended = {}
 
@@ -134,8 +134,9 @@ def test_short_before_long_and_nothing_for_those_who_hung_up(slow, tmp_path):
         assert ended["long"] - begun < 3.5 * once  # with those who hung up it would be five
 
 
-def test_full_queue_refuses_and_the_rest_is_answered(slow):
-    folder, sound = slow
+def test_full_queue_refuses_and_the_rest_is_answered(slow, tmp_path):
+    folder, sound = slow[0], tmp_path / "sound.wav"
+    soundfile.write(sound, tone(15.0), 16000)
     with serving(folder, "--batch_size", "1", "--queue", "2") as (_, client), ThreadPoolExecutor(12) as pool:
 
         def ask(_) -> str:

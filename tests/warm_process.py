@@ -33,16 +33,20 @@ class Fork:
     server: "WarmProcess"
     pid: int
     output: Path
+    ended: subprocess.CompletedProcess | None = None
 
     def wait(self) -> subprocess.CompletedProcess:
         """Its exit code (of a signal: negative), stdout and stderr, once it has ended."""
-        code = self.server.ask(wait=self.pid)
-        texts = [self.output.with_suffix(suffix).read_text("utf-8") for suffix in (".out", ".err")]
-        return subprocess.CompletedProcess(self.pid, code, *texts)
+        if self.ended is None:
+            code = self.server.ask(wait=self.pid)
+            texts = [self.output.with_suffix(suffix).read_text("utf-8") for suffix in (".out", ".err")]
+            self.ended = subprocess.CompletedProcess(self.pid, code, *texts)
+        return self.ended
 
     def kill(self, signal: int) -> None:
-        """Send it a signal."""
-        os.kill(self.pid, signal)
+        """Send it a signal, unless it has ended."""
+        if self.ended is None:
+            os.kill(self.pid, signal)
 
 
 class WarmProcess:
@@ -80,8 +84,10 @@ class WarmProcess:
         for suffix in (".out", ".err"):
             Path(f"{output}{suffix}").touch()
         words = list(map(str, (path, *arguments)))
-        pid = self.ask(argv=words, folder=str(Path(folder).resolve()), environment=environment, output=str(output))
-        return Fork(self, pid, output)
+        request = {"argv": words, "folder": str(Path(folder).resolve()), "output": str(output)}
+        # As for `python -c` and `python FILE`: modules come from the current folder or from that of the file.
+        request["imports"] = str(path.parent) if path is code else ""
+        return Fork(self, self.ask(**request, environment=environment), output)
 
     def run(self, code: str | Path, *arguments, **options) -> subprocess.CompletedProcess:
         """Run a script to its end."""
@@ -117,7 +123,7 @@ def become(request: dict) -> dict:
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     sys.argv = request["argv"]
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    sys.path[0] = request["imports"]
     module = type(sys)("__main__")
     module.__file__ = sys.argv[0]
     sys.modules["__main__"] = module
