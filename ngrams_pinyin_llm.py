@@ -6,6 +6,7 @@ Smoothing is interpolated Kneser-Ney (Kneser and Ney 1995; Chen and Goodman 1999
 Shape letters: C characters, B bigrams, T trigrams that are kept.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,6 +58,7 @@ class CharacterNgrams:
         self.numbers = {chr(code): number for number, code in enumerate(self.characters.tolist())}
         self.bigram_starts = np.concatenate([[0], self.bigram_counts.cumsum(dtype=np.int64)])
         self.trigram_starts = np.concatenate([[0], self.trigram_counts.cumsum(dtype=np.int64)])
+        self._least = float(np.log(self.unigrams.min()))
 
     @classmethod
     def from_lines(cls, lines: Iterable[str], least: int = 2) -> "CharacterNgrams":
@@ -116,6 +118,23 @@ class CharacterNgrams:
             found[self.trigrams[here]] += np.exp(self.trigram_shares[here], dtype=np.float32)
         return np.log(found)
 
+    def log_prob(self, before: str, character: str) -> float:
+        """As [`log_probs`], of one character; one that is unknown gets the least probability there is."""
+        first, second = (self.numbers.get(other) for other in (2 * START + before)[-2:])
+        third = self.numbers.get(character)
+        if third is None:
+            return self._least
+        prob = float(self.unigrams[third])
+        if second is not None:
+            here = slice(*self.bigram_starts[second : second + 2])
+            prob *= float(self.bigram_rest[second])
+            prob += _share(self.bigrams[here], self.bigram_shares[here], third)
+            if (bigram := self._find(first, second)) is not None:
+                here = slice(*self.trigram_starts[bigram : bigram + 2])
+                prob *= float(self.trigram_rest[bigram])
+                prob += _share(self.trigrams[here], self.trigram_shares[here], third)
+        return math.log(prob)
+
     def _find(self, first: int | None, second: int) -> int | None:
         """The index of a bigram, if it ever occurred."""
         if first is None:
@@ -146,9 +165,20 @@ class MixedNgrams:
         found[self._topic_numbers] += self.share * np.exp(self.topic.log_probs(before))
         return np.log(found)
 
+    def log_prob(self, before: str, character: str) -> float:
+        """As [`CharacterNgrams.log_prob`]."""
+        parts = ((1 - self.share, self.general), (self.share, self.topic))
+        return math.log(sum(share * math.exp(part.log_prob(before, character)) for share, part in parts))
+
     def save(self, path: str | Path) -> None:
         """Save the general n-grams only: a topic is not part of a model."""
         self.general.save(path)
+
+
+def _share(numbers: np.ndarray, shares: np.ndarray, number: int) -> float:
+    """The share of the probability of one of the ascending `numbers`, 0 if it is not among them."""
+    index = int(np.searchsorted(numbers, number))
+    return math.exp(shares[index]) if index < len(numbers) and numbers[index] == number else 0.0
 
 
 def _count_trigrams(lines: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:

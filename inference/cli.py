@@ -29,6 +29,10 @@ PINYIN_EXAMPLES = """examples:
   pinyin-llm pinyin 银行行长                 # yin2 hang2 hang2 zhang3
   pinyin-llm pinyin --style accented < lines.txt
   pinyin-llm pinyin --style toneless --drop_other 你好，世界 | pinyin-llm convert"""
+CORRECT_EXAMPLES = """examples:
+  pinyin-llm correct whisper.tsv --diff        # what would change
+  pinyin-llm correct talk.srt > corrected.srt  # times and everything but Han characters stay
+  some-recogniser talk.wav | pinyin-llm correct"""
 PUBLISH_EXAMPLES = """examples:
   pinyin-llm publish my-model me/my-model --dry_run
   pinyin-llm publish my-model me/my-model --public"""
@@ -109,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pinyin-llm {version('pinyin-llm')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_parser = partial(commands.add_parser, formatter_class=raw)
-    for add in (_add_transcribe, _add_convert, _add_pinyin, _add_score, _add_info, _add_demo, _add_serve, _add_publish):
+    for add in (_add_transcribe, _add_convert, _add_correct, _add_pinyin, _add_score, _add_info):
+        add(add_parser)
+    for add in (_add_demo, _add_serve, _add_publish):
         add(add_parser)
     return parser
 
@@ -132,6 +138,21 @@ def _add_convert(add: Callable) -> None:
     parser.add_argument("lines", nargs="*", metavar="PINYIN", help='"ni3 hao3", "ni hao", "nǐ hǎo"; default: stdin')
     _add_model(parser)
     parser.set_defaults(command="convert")
+
+
+def _add_correct(add: Callable) -> None:
+    parser = add("correct", help="the text of any recogniser to better text", epilog=CORRECT_EXAMPLES)
+    parser.add_argument("files", nargs="*", metavar="FILE", help="txt, tsv, srt or vtt in UTF-8; default: stdin")
+    parser.add_argument("-o", "--output", metavar="DIR", help="one corrected file of the same name in DIR for each")
+    parser.add_argument(
+        "--strength", type=float, default=1.0, metavar="X", help="of the preference for what is there; default: 1"
+    )
+    parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: %(default)s")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one object per line of text, with each change")
+    form.add_argument("--diff", action="store_true", help="only the changed lines, with changes marked")
+    _add_model(parser, with_beams=False)
+    parser.set_defaults(command="correct_files")
 
 
 def _add_pinyin(add: Callable) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import groupby
+from pathlib import Path
 
 from .console import say, write
 
@@ -68,6 +69,33 @@ def convert(arguments: argparse.Namespace) -> int:
     batch_size = 1 if is_typed else 32  # someone who types wants each answer at once
     results = convert_lines(model, processor, lines, batch_size, num_beams=arguments.num_beams)
     return _show_all(results, lambda result: write(result.text))
+
+
+def correct_files(arguments: argparse.Namespace) -> int:
+    """Text of any recogniser -> corrected text in the same form."""
+    from ..correction.files import FORMS, LINES_AT_ONCE, correct_lines, correct_pieces, cut, read_pieces
+    from .files import write_whole
+
+    if len(arguments.files) > 1 and not arguments.output:
+        raise ValueError(f"{len(arguments.files)} files do not fit on stdout. Add -o DIR.")
+    form = next((name for name in ("json", "diff") if getattr(arguments, name)), "text")
+    documents = {file: read_pieces(file) for file in arguments.files}  # bad files are named before the model is loaded
+    model, processor = _load(arguments)
+    options = {"strength": arguments.strength, "batch_size": arguments.batch_size}
+    if not documents and form == "text":
+        lines, is_typed = _lines(arguments)
+        for text in correct_lines(model, processor, lines, 1 if is_typed else LINES_AT_ONCE, **options):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        return 0
+    documents = documents or {"stdin.txt": list(cut(_lines(arguments)[0].read(), "txt"))}
+    for file, pieces in documents.items():
+        text = FORMS[form](correct_pieces(model, processor, pieces, **options))
+        if arguments.output:
+            write_whole(Path(arguments.output, Path(file).name), text)
+        else:
+            sys.stdout.write(text)
+    return 0
 
 
 def write_pinyin(arguments: argparse.Namespace) -> int:
@@ -151,7 +179,7 @@ def publish_folder(arguments: argparse.Namespace) -> int:
 
 def _lines(arguments: argparse.Namespace) -> tuple[Iterator[str] | list[str], bool]:
     """The lines given, or those of stdin; and whether someone types them."""
-    if arguments.lines:
+    if getattr(arguments, "lines", None):
         return arguments.lines, False
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
     return sys.stdin, sys.stdin.isatty()
