@@ -24,6 +24,9 @@ from pinyin_llm.bases.han_llama import HanLlamaArguments, build_tokenizer, write
 
 torch.set_num_threads(1)
 
+# Files that take longest, on two workers: they begin first, so that neither worker is left with one at the end.
+LONG_FILES = ("test_publish.py", "test_bulk.py", "test_distributed.py", "test_pipeline.py", "test_paper_table.py",
+              "test_no_runaway.py", "test_training.py", "test_cli.py", "test_notebook.py")  # fmt: skip
 CHARACTERS = (
     "：汉字你好中国人民大学生日快乐长江黄河银行走路重庆要上海北京天地山水火木金土"
     "一二三四五六七八九十百千万我他她们的了在是不有这"
@@ -165,6 +168,11 @@ def pytest_ignore_collect(collection_path, config) -> bool | None:
     """transformers' own tests are fetched when their file is imported: only where they are asked for."""
     unwanted = collection_path.name == "test_hf_suite.py" and "not hf_suite" in config.option.markexpr
     return unwanted or None
+
+
+def pytest_collection_modifyitems(items) -> None:
+    rank = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 @pytest.fixture(params=KINDS)

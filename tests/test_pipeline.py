@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import shutil
 import sys
 import threading
 import warnings
@@ -20,6 +19,7 @@ from transformers import GenerationConfig, pipeline
 from pinyin_llm.audio_pinyin_llm import AudioError, load_waveform
 from pinyin_llm.inference.cli import main
 from pinyin_llm.inference.loading import MINI_MODEL
+from pinyin_llm.publishing.publish import assemble
 
 
 ROOT = Path(__file__).parents[1]
@@ -156,10 +156,9 @@ def test_what_cannot_be_read(asr, address, tmp_path):
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory):
-    """handler.py as an inference endpoint finds it: in the folder of the model."""
+    """handler.py as an inference endpoint finds it: in the folder of the model, as it is on the Hub."""
     folder = tmp_path_factory.mktemp("endpoint") / "model"
-    shutil.copytree(MINI_MODEL, folder)
-    shutil.copy(ROOT / "publishing" / "hub" / "handler.py", folder)
+    assemble(str(MINI_MODEL), folder, "user/mini")
     sys.path.insert(0, str(folder))
     try:
         from handler import EndpointHandler
