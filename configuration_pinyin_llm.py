@@ -7,6 +7,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 
 PROJECTOR_TYPES = ("pooling", "pinyin_bridge")
+RECOGNIZERS = ("bridge", "whisper")
 POOLINGS = ("mean", "max", "attention", "stack", "conv")
 RELEASE = 1
 
@@ -41,6 +42,10 @@ class PinyinLlamaConfig(PreTrainedConfig):
         bridge_num_attention_heads: Its attention heads.
         bridge_dropout: Its dropout in training.
         ctc_loss_weight: Weight of the bridge's CTC loss, added to the language model's loss.
+        recognizers: What `transcribe` listens with by default: ["bridge"], or ["bridge", "whisper"] for both combined.
+            `None` means the projector alone.
+        decoder_config: WhisperConfig values of Whisper's own decoder, if the model has it (decoder_pinyin_llm.py).
+        decoder_tokens: The tokens of its rows, separated by spaces: bytes in hexadecimal, or names of control tokens.
         delta: For a folder with only the trained weights: {"audio_tower": base, "language_model": base, "adapters":
             their number}, where a base is {"name", "revision"} (delta_pinyin_llm.py).
         release: Version of this file's format; a newer one than the code knows is refused.
@@ -78,6 +83,9 @@ class PinyinLlamaConfig(PreTrainedConfig):
     ctc_loss_weight: float = 1.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    recognizers: list[str] | None = None
+    decoder_config: dict | None = None
+    decoder_tokens: str | None = None
     delta: dict | None = None
     release: int = RELEASE
 
@@ -110,7 +118,7 @@ class PinyinLlamaConfig(PreTrainedConfig):
             raise ValueError(f"{name}, config.json: {' '.join(str(error).split())}.") from error
 
     def to_dict(self) -> dict:
-        """As in transformers, without where the parts were loaded from: often a folder of somebody's machine."""
+        """As in transformers, without the paths that the parts were loaded from, which are often somebody's folders."""
         values = super().to_dict()
         for part in ("audio_config", "text_config"):
             values[part].pop("_name_or_path", None)
@@ -137,8 +145,25 @@ class PinyinLlamaConfig(PreTrainedConfig):
         num_units = self.pinyin_vocab_size if self.pinyin_units is None else len(self.pinyin_units.split())
         if num_units != self.pinyin_vocab_size:
             raise ValueError(f"pinyin_vocab_size is {self.pinyin_vocab_size}, but pinyin_units has {num_units} units.")
+        if self.recognizers is not None:
+            self.check_recognizers(self.recognizers)
         if self.projector_type == "pinyin_bridge" and self.pinyin_units is None:
             raise ValueError("projector_type='pinyin_bridge' needs pinyin_units; pass ' '.join(PinyinTokenizer.units).")
+
+    def check_recognizers(self, names: list[str]) -> None:
+        """Refuse recognisers that this model does not have.
+
+        Raises:
+            ValueError: What was expected and what was found.
+        """
+        if list(names) not in (["bridge"], list(RECOGNIZERS)):
+            raise ValueError(f"recognizers must be bridge, or bridge and whisper; found {', '.join(names) or 'none'}.")
+        if self.projector_type != "pinyin_bridge":
+            raise ValueError(f"recognizers need a pinyin_bridge, but projector_type is {self.projector_type!r}.")
+        if "whisper" in names and not (self.decoder_config and self.decoder_tokens):
+            raise ValueError(
+                "This model has no Whisper decoder. Use recognizers bridge, or add one: pinyin-llm base text_decoder."
+            )
 
 
 __all__ = ["PinyinLlamaConfig", "num_audio_slots", "num_encoder_frames"]

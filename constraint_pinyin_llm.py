@@ -74,31 +74,32 @@ class PinyinConstraint:
         rows = [torch.tensor(row, dtype=torch.long) for row in of_unit]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=len(self.sequences))
 
-    def for_batch(self, units: torch.Tensor, prompt_length: int, with_beams: bool = False) -> "PinyinLogitsProcessor":
+    def for_batch(
+        self, evidence: torch.Tensor, prompt_length: int, with_beams: bool = False
+    ) -> "PinyinLogitsProcessor":
         """The constraint on the slots of one batch.
 
         n-grams count in beam search only: they look back only, and greedy decoding cannot take back what they prefer
         too early (docs/log.md).
 
         Args:
-            units: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) unit probabilities of speech.
+            evidence: (B, N) or (B, N, K) typed unit ids (-1: none), or (B, N, U) unit probabilities of speech.
             prompt_length: Tokens before the answers.
             with_beams: Whether beam search will use it.
         """
-        if units.is_floating_point():
-            probs, ids = units.float().topk(LIKELY_UNITS)
+        if evidence.is_floating_point():
+            probs, ids = evidence.float().topk(LIKELY_UNITS)
             scores = self.weight * probs.clamp(min=self.floor).log()
             filled, other_score = probs[..., 0] > 0, self.weight * math.log(self.floor)
             likeliest = ids[..., :1]
         else:
-            likeliest = ids = units.reshape(*units.shape[:2], -1)
+            likeliest = ids = evidence.reshape(*evidence.shape[:2], -1)
             scores = torch.zeros(ids.shape, device=ids.device).masked_fill(ids < 0, -torch.inf)
             filled, other_score = (ids >= 0).any(-1), -math.inf
         num_filled = filled.sum(-1).tolist()
-        likeliest_units = [
-            [tuple(i for i in slot if i >= 0) for slot in row[:n]]
-            for row, n in zip(likeliest.tolist(), num_filled, strict=True)
-        ]
+        likeliest_units = []
+        for row, size in zip(likeliest.tolist(), num_filled, strict=True):
+            likeliest_units.append([tuple(i for i in slot if i >= 0) for slot in row[:size]])
         return PinyinLogitsProcessor(
             self, ids.clamp(min=0), scores, other_score, likeliest_units, prompt_length, with_beams
         )

@@ -1,9 +1,10 @@
 """`generate` of the model, and a faster form of greedy decoding that needs a few passes instead of one per token.
 
-What a slot sounds like says most about its character, so every character is drafted first, as its syllable would be
-written alone. One pass of the language model over all drafts then gives the token that greedy decoding would choose at
-each position: up to the first wrong draft these are final, and the rest are the next draft (Jacobi decoding: Santilli
-et al. 2023, arXiv 2305.10427). The result equals greedy decoding; the mini model needs 3 passes for 14 characters.
+What a slot sounds like says most about its character, so every character is drafted first, as its syllable is
+decoded on its own. One pass of the language model over all drafts then gives the token that greedy decoding would
+choose at each position: up to the first wrong draft these are final, and the rest are the next draft (Jacobi decoding:
+Santilli et al. 2023, arXiv 2305.10427). The result equals greedy decoding; the mini model needs 3 passes for 14
+characters.
 
 Shape letters: B batch, P prompt, T tokens of the longest answer, W window, V vocabulary, H width of the language model.
 """
@@ -35,7 +36,7 @@ NOT_ABOUT_DECODING = {
     "output_hidden_states",
 }
 Draft = list[tuple[int, ...]]  # the tokens of each slot's character
-# The first draft of a slot depends on its units alone; a constraint keeps them as long as it lives.
+# First drafts by units, kept as long as their constraint. A draft of another model is only slower: drafts are verified.
 FIRST_DRAFTS: WeakKeyDictionary[PinyinConstraint, dict[tuple, tuple]] = WeakKeyDictionary()
 
 
@@ -83,13 +84,13 @@ class PinyinLlamaGenerationMixin(GenerationMixin):
         if pinyin_constraint is not None:
             with_beams = (kwargs.get("num_beams") or config.num_beams or 1) > 1
             unit_evidence = self._unit_evidence(slots, pinyin_ids)
-            candidates = pinyin_constraint.for_batch(unit_evidence, input_ids.shape[1], with_beams)
+            pinyin_processor = pinyin_constraint.for_batch(unit_evidence, input_ids.shape[1], with_beams)
             if with_beams and config.length_penalty is None:
                 # Sums, not means: a mean would favour a character of three tokens over a character of one.
                 kwargs.setdefault("length_penalty", 0.0)
             if is_plain:
-                return decode_in_passes(self, input_ids, kwargs["inputs_embeds"], attention_mask, candidates)
-            logits_processor = [*(logits_processor or []), candidates]
+                return decode_in_passes(self, input_ids, kwargs["inputs_embeds"], attention_mask, pinyin_processor)
+            logits_processor = [*(logits_processor or []), pinyin_processor]
         return super().generate(
             input_ids=input_ids, attention_mask=attention_mask, logits_processor=logits_processor, **kwargs
         )
@@ -127,9 +128,9 @@ def is_plain_greedy(generation_config: GenerationConfig, kwargs: dict) -> bool:
 
 
 def decode_in_passes(
-    model, input_ids: torch.Tensor, inputs_embeds, attention_mask, candidates: PinyinLogitsProcessor
+    model, input_ids: torch.Tensor, inputs_embeds, attention_mask, logits_processor: PinyinLogitsProcessor
 ) -> torch.Tensor:
-    """Greedy decoding within `candidates`, by drafting and verifying.
+    """Greedy decoding within a constraint, by drafting and verifying.
 
     Args:
         input_ids: (B, P) prompts with their placeholders, left-padded.
@@ -139,24 +140,26 @@ def decode_in_passes(
     Returns:
         (B, P + T) ids, prompts included, padded with the end-of-text token.
     """
-    drafts = verify(model, inputs_embeds, attention_mask, candidates, first_drafts(model, input_ids, candidates))
-    answers = as_tensor(drafts, candidates.constraint.eos_token_id, input_ids.device)
+    drafts = verify(
+        model, inputs_embeds, attention_mask, logits_processor, first_drafts(model, input_ids, logits_processor)
+    )
+    answers = as_tensor(drafts, logits_processor.constraint.eos_token_id, input_ids.device)
     return torch.cat([input_ids, answers], dim=1)
 
 
-def first_drafts(model, input_ids: torch.Tensor, candidates: PinyinLogitsProcessor) -> list[Draft]:
-    """Each slot's character as the model writes its syllable alone; every syllable is decoded once per constraint."""
-    known = FIRST_DRAFTS.setdefault(candidates.constraint, {})
-    if new := sorted({units for row in candidates.likeliest_units for units in row if units not in known}):
+def first_drafts(model, input_ids: torch.Tensor, logits_processor: PinyinLogitsProcessor) -> list[Draft]:
+    """Each slot's character when its syllable is decoded alone; every syllable is decoded once per constraint."""
+    known = FIRST_DRAFTS.setdefault(logits_processor.constraint, {})
+    if new := sorted({units for row in logits_processor.likeliest_units for units in row if units not in known}):
         prompts = one_slot_prompt(model.config, input_ids).expand(len(new), -1)
         units = pad_sequence([torch.tensor(slot) for slot in new], batch_first=True, padding_value=-1)
         units = units[:, None].to(input_ids.device)
         slots = {model.config.pinyin_token_id: model.get_pinyin_features(units)}
-        alone = candidates.constraint.for_batch(units, prompts.shape[1])
+        alone = logits_processor.constraint.for_batch(units, prompts.shape[1])
         drafts = [[alone.nearest_character(row, 0, ())] for row in range(len(new))]
         verified = verify(model, *model.merge_inputs(prompts, None, slots), alone, drafts)
         known.update(zip(new, (row[0] for row in verified), strict=True))
-    return [[known[units] for units in row] for row in candidates.likeliest_units]
+    return [[known[units] for units in row] for row in logits_processor.likeliest_units]
 
 
 def one_slot_prompt(config, input_ids: torch.Tensor) -> torch.Tensor:
@@ -167,18 +170,20 @@ def one_slot_prompt(config, input_ids: torch.Tensor) -> torch.Tensor:
     return torch.cat([rest[:start], rest.new_tensor([config.pinyin_token_id]), rest[start:]])
 
 
-def verify(model, inputs_embeds, attention_mask, candidates: PinyinLogitsProcessor, drafts: list[Draft]) -> list[Draft]:
+def verify(
+    model, inputs_embeds, attention_mask, logits_processor: PinyinLogitsProcessor, drafts: list[Draft]
+) -> list[Draft]:
     """Revise `drafts` pass by pass until every token is what greedy decoding chooses after those before it."""
     drafts, final = list(drafts), 0
     verifier = Verifier(model, inputs_embeds, attention_mask)
     rows = verifier.keep([row for row, draft in enumerate(drafts) if draft], range(len(drafts)), 0)
     while rows:
         open_drafts = [drafts[row] for row in rows]
-        tokens = as_tensor(open_drafts, candidates.constraint.eos_token_id, inputs_embeds.device)
-        chosen = choose_tokens(verifier.logits(tokens, final), candidates, rows, open_drafts, final)
+        tokens = as_tensor(open_drafts, logits_processor.constraint.eos_token_id, inputs_embeds.device)
+        chosen = choose_tokens(verifier.logits(tokens, final), logits_processor, rows, open_drafts, final)
         num_final = {}
         for row, row_tokens in zip(rows, chosen, strict=True):
-            drafts[row], num_final[row] = revise(row, drafts[row], final, row_tokens, candidates)
+            drafts[row], num_final[row] = revise(row, drafts[row], final, row_tokens, logits_processor)
         wrong = [row for row in rows if num_final[row] < count_tokens(drafts[row])]
         final = min((num_final[row] for row in wrong), default=0)
         rows = verifier.keep(wrong, rows, final)
@@ -221,7 +226,7 @@ class Verifier:
 
 
 def choose_tokens(
-    logits: torch.Tensor, candidates: PinyinLogitsProcessor, rows: list[int], drafts: list[Draft], final: int
+    logits: torch.Tensor, logits_processor: PinyinLogitsProcessor, rows: list[int], drafts: list[Draft], final: int
 ) -> list[list[int]]:
     """(B, W, V) -> the likeliest allowed token at each position after `final`."""
     window = range(final, final + logits.shape[1])
@@ -232,12 +237,12 @@ def choose_tokens(
             if t in window:
                 positions[index * len(window) + t - final] = Position(row, slot, prefix)
     scores = logits.flatten(0, 1)
-    scores[list(positions)] += candidates.score_tokens(list(positions.values()), logits.shape[2])
+    scores[list(positions)] += logits_processor.score_tokens(list(positions.values()), logits.shape[2])
     return scores.argmax(-1).view(-1, len(window)).tolist()
 
 
 def revise(
-    row: int, draft: Draft, final: int, chosen: list[int], candidates: PinyinLogitsProcessor
+    row: int, draft: Draft, final: int, chosen: list[int], logits_processor: PinyinLogitsProcessor
 ) -> tuple[Draft, int]:
     """The next draft of a row, given the tokens chosen after its `final` ones, and how many tokens are final now."""
     drafted = list(chain(*draft))
@@ -250,7 +255,7 @@ def revise(
     for slot, character in enumerate(draft):
         start, end = end, end + len(character)
         if end > wrong:  # the tokens at and after the first wrong one may spell no character: take the nearest
-            character = candidates.nearest_character(row, slot, tuple(tokens[start:end]))
+            character = logits_processor.nearest_character(row, slot, tuple(tokens[start:end]))
         revised.append(character)
     return revised, wrong + 1
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, WhisperConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
+from .decoder_pinyin_llm import PinyinLlamaTextDecoder
 from .delta_pinyin_llm import load_delta, name_base, read_delta_config
 from .encoder_pinyin_llm import PinyinBridge, PinyinLlamaAudioTower, PoolingProjector, Slots, length_mask
 from .generation_pinyin_llm import PinyinLlamaGenerationMixin
@@ -99,6 +100,9 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, PinyinLlamaGenerationMixin):
         self.multi_modal_projector = PROJECTORS[config.projector_type](config)
         self.pinyin_embeddings = nn.Embedding(config.pinyin_vocab_size, config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.text_decoder = None  # Whisper's own decoder, where the model has it
+        if config.decoder_config:
+            self.text_decoder = PinyinLlamaTextDecoder(WhisperConfig(**config.decoder_config))
         self.delta: dict | None = None  # names of the two base models, where they are known
         self.adapters: list[tuple] = []  # LoRA that is merged into them already, for the next delta
         self.post_init()
@@ -165,13 +169,16 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, PinyinLlamaGenerationMixin):
         return model
 
     @classmethod
-    def from_parts(cls, config: PinyinLlamaConfig, audio_tower, language_model):
-        """The model around two parts that are in memory, without copying them; all else is untrained, in float32."""
+    def from_parts(cls, config: PinyinLlamaConfig, audio_tower, language_model, text_decoder=None):
+        """The model around parts that are in memory, without copying them; all else is untrained, in float32."""
         config = copy.deepcopy(config)
         config.delta = None  # a delta describes a folder; the model in memory is whole
+        if text_decoder is None:
+            config.recognizers = config.decoder_config = config.decoder_tokens = None
         with torch.device("meta"):
             model = cls(config)
         model.audio_tower, model.language_model = audio_tower, language_model
+        model.text_decoder = text_decoder
         model.multi_modal_projector = PROJECTORS[config.projector_type](config)
         model.pinyin_embeddings = nn.Embedding(config.pinyin_vocab_size, config.hidden_size)
         for part in (model.multi_modal_projector, model.pinyin_embeddings):

@@ -37,6 +37,7 @@ class PinyinLlamaPipeline(Pipeline):
             and "char" have a chunk for each word or character, with its "pinyin" and "confidence".
         num_return_sequences: From 2 on adds "alternatives": [{"text", "score"}], best first.
         formats: Adds the text as "txt", "srt", "vtt", "tsv" or "json", each under its name.
+        recognizers: ["bridge"], or ["bridge", "whisper"] for both combined; the configuration gives the default.
         generate_kwargs: For `model.generate`, e.g. {"num_beams": 5}.
     """
 
@@ -51,6 +52,7 @@ class PinyinLlamaPipeline(Pipeline):
         chunk_length_s=None,
         num_return_sequences=None,
         formats=None,
+        recognizers=None,
         generate_kwargs=None,
         **unknown,
     ):
@@ -65,6 +67,7 @@ class PinyinLlamaPipeline(Pipeline):
         forward = dict(generate_kwargs or {})
         forward |= {"longest_seconds": chunk_length_s} if chunk_length_s else {}
         forward |= {"num_return_sequences": num_return_sequences} if num_return_sequences else {}
+        forward |= {"recognizers": recognizers} if recognizers else {}
         alternatives = num_return_sequences > 1 if num_return_sequences else None
         post = {"return_timestamps": return_timestamps, "formats": formats, "alternatives": alternatives}
         return {}, forward, {name: value for name, value in post.items() if value is not None}

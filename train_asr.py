@@ -13,9 +13,9 @@ from pinyin_llm.training.arguments import ModelArguments, SpeechArguments, parse
 def main(argv: list[str] | None = None) -> int:
     """Train, or print a dry run; the exit code."""
     # Arguments first: --help must not wait for torch and transformers.
-    own = [ModelArguments, SpeechArguments]
-    *own, settings = parse_arguments(own, sys.argv[1:] if argv is None else argv, section="asr")
-    model_arguments, speech_arguments = own
+    classes = [ModelArguments, SpeechArguments]
+    arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="asr")
+    model_arguments, speech_arguments, settings = arguments
 
     from transformers import set_seed
 
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     model = train_stage_2(model, model_arguments, speech_arguments)
 
     # 3. Train or resume; evaluate; save the model and the record of the run.
-    run_training(model, processor, own, settings, rows, collator, evaluation, counts)
+    run_training(model, processor, model_arguments, [speech_arguments], settings, rows, collator, evaluation, counts)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Stage 1: the language model learns to write characters from pinyin, from text alone.
+"""Stage 1: the language model learns to convert pinyin to characters, from text alone.
 
 python train_p2c.py recipes/mini.yaml
 python train_p2c.py --texts corpus.txt --output_dir p2c      # Whisper-large-v3 + LLaMA2-7b, LoRA
@@ -13,9 +13,9 @@ from pinyin_llm.training.noise import NoiseArguments
 def main(argv: list[str] | None = None) -> int:
     """Train, or print a dry run; the exit code."""
     # Arguments first: --help must not wait for torch and transformers.
-    own = [ModelArguments, TextArguments, NoiseArguments]
-    *own, settings = parse_arguments(own, sys.argv[1:] if argv is None else argv, section="p2c")
-    model_arguments, text_arguments, noise_arguments = own
+    classes = [ModelArguments, TextArguments, NoiseArguments]
+    arguments = parse_arguments(classes, sys.argv[1:] if argv is None else argv, section="p2c")
+    model_arguments, text_arguments, noise_arguments, settings = arguments
 
     from transformers import set_seed
 
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     model = train_stage_1(model, model_arguments)
 
     # 3. Train or resume; evaluate; save the model and the record of the run.
-    run_training(model, processor, own, settings, pairs, collator, evaluation, counts)
+    data_arguments = [text_arguments, noise_arguments]
+    run_training(model, processor, model_arguments, data_arguments, settings, pairs, collator, evaluation, counts)
     return 0
 
 

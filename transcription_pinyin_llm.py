@@ -7,7 +7,8 @@ long into rows that the language model can take, decode the rows in batches, and
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from functools import lru_cache
+from itertools import chain, pairwise, repeat
 
 import numpy as np
 import torch
@@ -22,7 +23,11 @@ from .audio_pinyin_llm import (
     split_at_pauses,
     why_no_speech,
 )
+from .configuration_pinyin_llm import num_encoder_frames
+from .decoder_pinyin_llm import MandarinTokens, Recognition, recognize
 from .encoder_pinyin_llm import Slots
+from .fusion_pinyin_llm import PinyinFusion, SecondOpinion, recognize_text
+from .tokenization_pinyin_llm import PinyinTokenizer
 from .transcript_pinyin_llm import Chunk, Syllable, Transcript, join_hypotheses
 
 
@@ -57,6 +62,7 @@ def transcribe(
     longest_seconds: float = LONGEST_PIECE_SECONDS,
     on_progress: Callable[[float], None] = lambda seconds: None,
     num_beams: int | None = None,
+    second_opinions: Iterable[str | None] | None = None,
     **kwargs,
 ) -> Iterator[Transcript]:
     """Sounds of any length, rate and number of channels -> one [`Transcript`] each, in the order given.
@@ -69,25 +75,29 @@ def transcribe(
         on_progress: Called with the seconds that have just been transcribed.
         num_beams: 5 by default, unless a `generation_config` is given. 1 is three times as fast and less accurate, as
             it uses no n-grams.
-        **kwargs: For `decode_rows`, e.g. `num_return_sequences=5`.
+        second_opinions: For each source the transcript of another recogniser, its numbers read aloud, or `None`. It is
+            combined with what the bridge recognises, in place of Whisper's decoder.
+        **kwargs: For `transcribe_waveforms`, e.g. `num_return_sequences=5`.
     """
     if num_beams or "generation_config" not in kwargs:
         kwargs["num_beams"] = num_beams or NUM_BEAMS
     waiting: list[Transcript] = []
-    batch: list[tuple[Chunk, np.ndarray]] = []
+    batch: list[tuple[Chunk, np.ndarray, tuple[SecondOpinion, bool] | None]] = []
+    opinions = repeat(None) if second_opinions is None else second_opinions
 
     def decode_batch():
-        pieces = [piece for _, piece in batch]
-        results = transcribe_waveforms(model, processor, pieces, **kwargs) if pieces else []
-        for (chunk, piece), result in zip(batch, results, strict=True):
+        pieces, texts = [piece for _, piece, _ in batch], [opinion for *_, opinion in batch]
+        results = transcribe_waveforms(model, processor, pieces, texts, **kwargs) if pieces else []
+        for (chunk, piece, _), result in zip(batch, results, strict=True):
             _store(chunk, result)
             on_progress(len(piece) / SAMPLING_RATE)
         batch.clear()
 
-    for source in sources:
+    for source, text in zip(sources, opinions, strict=second_opinions is not None):
         waiting.append(Transcript(source))
-        for chunk, piece in _speech_pieces(waiting[-1], longest_seconds):
-            batch.append((chunk, piece))
+        opinion = None if text is None else recognize_text(text, processor.pinyin_tokenizer)
+        for chunk, piece, is_last in _mark_last(_speech_pieces(waiting[-1], longest_seconds)):
+            batch.append((chunk, piece, opinion and (opinion, is_last)))
             if len(batch) == batch_size:
                 decode_batch()
                 yield from _finish(waiting[:-1])
@@ -121,26 +131,78 @@ def transcribe_clips(model, processor, waveforms: list, batch_size: int = 8, num
 
 
 @torch.no_grad()
-def transcribe_waveforms(model, processor, waveforms: list, **kwargs) -> list[RowResult]:
+def transcribe_waveforms(
+    model,
+    processor,
+    waveforms: list,
+    second_opinions: list | None = None,
+    recognizers: list[str] | None = None,
+    **kwargs,
+) -> list[RowResult]:
     """A batch of speech of up to 30 s each -> the result of each, with the syllables recognised.
 
-    The syllables that the bridge recognises become rows of at most `LONGEST_ROW`, whose prompts have no empty slots.
+    The syllables recognised become rows of at most `LONGEST_ROW`, whose prompts have no empty slots.
 
     Args:
         waveforms: (samples,) float32 at 16 kHz each.
+        second_opinions: For each waveform `None`, or the transcript of its sound, which the waveforms of a sound share,
+            and whether it is the last of them.
+        recognizers: As in the configuration, which gives the default.
         **kwargs: For `decode_rows`; `constrained` defaults to whether there is a bridge.
+
+    Raises:
+        ValueError: A recogniser that the model does not have.
     """
+    if recognizers is not None:
+        model.config.check_recognizers(recognizers)
     kwargs.setdefault("constrained", model.config.projector_type == "pinyin_bridge")
     inputs = processor(waveforms, sampling_rate=SAMPLING_RATE).to(model.device)
-    slots = model.get_audio_features(inputs.pop("input_features"), inputs.pop("input_features_mask"))
+    mask = inputs.pop("input_features_mask")
+    hidden = model.audio_tower(inputs.pop("input_features"), mask)
+    slots = model.get_audio_features(input_features_mask=mask, audio_hidden_states=hidden)
     if not slots.recognized:
+        if any(second_opinions or ()):
+            raise ValueError("A second opinion needs a pinyin_bridge; this model has a pooling projector.")
         return decode_rows(model, processor, inputs, audio_slots=slots, **kwargs)
+    fusion = _fusion(model.config.pinyin_units)
+    if others := _other_recognitions(model, fusion, hidden, mask, slots, second_opinions, recognizers):
+        slots = fusion.fuse(slots, others, model.pinyin_embeddings.weight)
     syllables = _syllables_of(slots.recognized, processor)
     spans = [_cut_at_pauses(of_waveform) for of_waveform in syllables]
     cuts = [(waveform, start, end) for waveform, own in enumerate(spans) for start, end in own]
     results = iter(_decode_slots(model, processor, slots.cut(cuts), **kwargs) if cuts else [])
     rows = [[next(results) for _ in own] for own in spans]
     return [_join(own_rows, own) for own_rows, own in zip(rows, syllables, strict=True)]
+
+
+def _other_recognitions(
+    model, fusion: PinyinFusion, hidden, mask, slots: Slots, opinions, recognizers
+) -> list[Recognition]:
+    """What another recogniser makes of each waveform: the second opinion given, or Whisper's decoder; [] without."""
+    syllables = slots.filled.sum(-1)
+    if any(opinions or ()):
+        parts = []
+        for row, opinion in enumerate(opinions):
+            unit_probs = slots.unit_probs[row, : int(syllables[row])]
+            parts.append(
+                fusion.take(opinion[0], unit_probs, opinion[1]) if opinion else Recognition("", unit_probs[:0])
+            )
+        return parts
+    if "whisper" not in (recognizers or model.config.recognizers or ()):
+        return []
+    tokens = _mandarin_tokens(model.config.decoder_tokens, model.config.pinyin_units)
+    hidden = hidden.to(model.text_decoder.embed_tokens.weight.dtype)
+    return recognize(model.text_decoder, tokens, hidden, num_encoder_frames(mask.sum(-1)), syllables)
+
+
+@lru_cache(maxsize=2)
+def _fusion(units: str) -> PinyinFusion:
+    return PinyinFusion(PinyinTokenizer(units.split()))
+
+
+@lru_cache(maxsize=2)
+def _mandarin_tokens(tokens: str, units: str) -> MandarinTokens:
+    return MandarinTokens(tokens.split(), PinyinTokenizer(units.split()))
 
 
 @torch.no_grad()
@@ -295,6 +357,17 @@ def _speech_pieces(transcript: Transcript, longest_seconds: float) -> Iterator[t
         return
     if None not in reasons:
         transcript.why_empty = reasons[0]
+
+
+def _mark_last(pieces: Iterable[tuple[Chunk, np.ndarray]]) -> Iterator[tuple[Chunk, np.ndarray, bool]]:
+    """The pieces of a sound, and whether each is the last."""
+    held = None
+    for piece in pieces:
+        if held is not None:
+            yield *held, False
+        held = piece
+    if held is not None:
+        yield *held, True
 
 
 def _finish(transcripts: list[Transcript]) -> Iterator[Transcript]:

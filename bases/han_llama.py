@@ -22,7 +22,7 @@ class HanLlamaArguments:
     intermediate_size: int = 1024
     num_hidden_layers: int = 6
     num_attention_heads: int = 6
-    learn_steps: int = field(default=0, metadata={"help": "Then train on the texts as plain text for so many steps."})
+    learn_steps: int = field(default=0, metadata={"help": "Then train on the texts as plain text for this many steps."})
     compile_language_model: bool = field(default=False, metadata={"help": "1.5 times the speed; needs a C++ compiler."})
     seed: int = 0
 

@@ -1,4 +1,4 @@
-"""Bulk transcription by 1 and by 2 workers of one thread each: sounds a second.
+"""Bulk transcription by 1 and by 2 workers of one thread each: sounds per second.
 
     python benchmarks/bulk.py data/speech/aishell1_S0150
 
@@ -17,7 +17,7 @@ from tabulate import tabulate
 
 
 def rate(corpus: str, workers: int, part: int) -> tuple[float, float]:
-    """(sounds a second behind the first part of each worker, seconds of the whole command)."""
+    """(sounds per second after the first part of each worker, seconds of the whole command)."""
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, "-m", "pinyin_llm.bulk", corpus, "--output", output]
         start = time.perf_counter()

@@ -23,7 +23,7 @@ STEPS = {"min_new_tokens": 0}  # not plain greedy decoding, but the same tokens:
 
 
 def bandwidth(size: int = 2 * 2**30) -> float:
-    """Bytes a second that all threads read."""
+    """Bytes per second read by all threads."""
     memory = torch.ones(size // 8, dtype=torch.int64)
     times = []
     for _ in range(5):
@@ -42,7 +42,7 @@ def bytes_a_token(model: PinyinLlamaForASR) -> int:
 
 @torch.no_grad()
 def measure(model, processor, syllables: str, turns: int, **how) -> float:
-    """Seconds a token behind the prompt, the best of several turns."""
+    """Seconds per token after the prompt, the best of several turns."""
     inputs = processor(pinyin=[syllables])
     constraint = processor.pinyin_constraint()
     prompts, answers = [], []
@@ -72,13 +72,13 @@ def main() -> None:
     for name, dtype in dtypes.items():
         model = PinyinLlamaForASR.from_pretrained(arguments.model, dtype=dtype).eval()
         size = bytes_a_token(model)
-        for way, how in (("a token at a time", STEPS), ("in passes", {})):
+        for way, how in (("one token at a time", STEPS), ("in passes", {})):
             seconds = measure(model, processor, syllables, arguments.turns, **how)
             cells = [f"{1000 * size / rate:.2f}", f"{1000 * seconds:.2f}", f"{100 * size / rate / seconds:.0f} %"]
             rows.append([name, way, f"{size / 1e6:.0f}", *cells])
         del model
     print(f"Memory: {rate / 1e9:.1f} GB/s\n")
-    headers = ["weights", "decoding", "MB a token", "limit, ms", "measured, ms", "share of the limit"]
+    headers = ["weights", "decoding", "MB per token", "limit, ms", "measured, ms", "share of the limit"]
     print(tabulate(rows, headers=headers, tablefmt="github"))
 
 

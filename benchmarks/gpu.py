@@ -51,7 +51,7 @@ class System:
     inputs: Any
 
     def with_answers(self, rows: int, seconds: float) -> dict:
-        """Inputs of a step of training: random answers behind the prompts."""
+        """Inputs of a step of training: random answers after the prompts."""
         inputs = self.inputs(rows, seconds)
         prompts = inputs["input_ids"]
         answers = torch.randint(10, 1000, (rows, ANSWER), device=DEVICE)
@@ -156,7 +156,7 @@ class Clock(StoppingCriteria):
 
 @torch.no_grad()
 def measure_decoding(system: System, rows: int, seconds: float, **how) -> float:
-    """Seconds a step behind the first tokens: the middle one of all steps, of which the first turn may compile."""
+    """Seconds per step after the first tokens: the median of all steps, the first of which may compile."""
     inputs, steps = system.inputs(rows, seconds), []
     for _ in range(4):
         clock = Clock()
@@ -192,7 +192,7 @@ def compare_decoding(systems: dict, rates: tuple, arguments) -> None:
                 cells = [f"{1000 * step:.1f}", f"{1000 * limit:.1f}", f"{100 * limit / step:.0f} %"]
                 lines.append([name + way, rows, *cells, f"{found['glmasr'] / step:.2f}"])
                 report(lines[-1])
-    show(lines, ["decoding", "rows", "ms a step", "limit, ms", "share of the limit", "times glmasr"])
+    show(lines, ["decoding", "rows", "ms per step", "limit, ms", "share of the limit", "times glmasr"])
 
 
 def train_ours(system: System):
@@ -278,7 +278,7 @@ def compare_training(systems: dict, rates: tuple, arguments) -> None:
     lines.sort(key=lambda measured: measured[0][1])  # by rows
     peers = {line[1]: taken for line, taken in lines if line[0] == "glmasr"}
     lines = [[*line, f"{peers[line[1]] / taken:.2f}"] for line, taken in lines]
-    show(lines, ["stage 2", "rows", "steps/s", "examples/s", "TFLOP", "share of peak", "GiB a step", "times glmasr"])
+    show(lines, ["stage 2", "rows", "steps/s", "examples/s", "TFLOP", "share of peak", "GiB per step", "times glmasr"])
 
 
 TABLES = {"prompt": compare_prompts, "decoding": compare_decoding, "training": compare_training}

@@ -1,4 +1,4 @@
-"""Requests a second of `pinyin-llm serve`: one after another, and so many at a time; the same sounds, the same server.
+"""Requests per second of `pinyin-llm serve`, one after another and many at a time: the same sounds, the same server.
 
 python benchmarks/serve.py --requests 40 --parallel 20
 """

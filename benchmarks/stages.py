@@ -85,7 +85,7 @@ def main() -> None:
             cells = [f"{1000 * watch.seconds[stage] / speech:.1f}" for stage in STAGES]
             rows.append([f"{seconds:g}", size, *cells, f"{1000 * whole / speech:.1f}", f"{whole / speech:.4f}"])
     headers = ["clips, s", "batch", *STAGES, "together", "RTF"]
-    print(f"Milliseconds a second of speech, beam {arguments.num_beams}, {arguments.threads} threads:\n")
+    print(f"Milliseconds per second of speech, beam {arguments.num_beams}, {arguments.threads} threads:\n")
     print(tabulate(rows, headers=headers, tablefmt="github"))
 
 

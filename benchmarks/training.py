@@ -233,7 +233,7 @@ def main() -> None:
         LINES[stage][name](output, data)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", help="a sentence a line, for stage 1")
+    parser.add_argument("text", help="one sentence per line, for stage 1")
     parser.add_argument("manifest", help="speech, for stage 2")
     parser.add_argument("--stages", nargs="+", default=list(LINES))
     arguments = parser.parse_args()

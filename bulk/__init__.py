@@ -28,7 +28,7 @@ class BulkArguments:
     threads: int = field(default=1, metadata={"help": "CPU threads of each; Ray counts them as CPUs."})
     gpus: float = field(default=0, metadata={"help": "GPUs of each, e.g. 0.5."})
     batch_size: int = field(default=16, metadata={"help": "Pieces of sound at once."})
-    num_beams: int = field(default=5, metadata={"help": "Beams."})
+    num_beams: int = field(default=5, metadata={"help": "Beam width."})
     address: str | None = field(
         default=None, metadata={"help": "Of a Ray cluster; by default a new one on this machine."}
     )

@@ -131,7 +131,7 @@ def _packed(clauses: Iterable[str], limit: int) -> Iterator[str]:
 class RecentLines:
     """How often each line occurred; lines not seen for five to ten million other lines are forgotten.
 
-    So the memory stays under 1 GiB, at about 90 bytes a line, however long the text is.
+    So the memory stays under 1 GiB, at about 90 bytes per line, however long the text is.
     """
 
     CAPACITY = 5_000_000

@@ -104,7 +104,7 @@ def prepare(
     counts = defaultdict(lambda: Counter(dict.fromkeys(COUNTS, 0)))
     kept, dropped = defaultdict(list), []
     for clip, reason in zip(clips, reasons, strict=True):
-        reason = reason or why_not_heard(seconds[clip.audio], shortest, longest)
+        reason = reason or sound_problem(seconds[clip.audio], shortest, longest)
         counts[clip.split].update(["read", reason or "kept"])
         if reason:
             dropped.append(f"{clip.audio}\t{clip.split}\t{reason}\n")
@@ -133,11 +133,13 @@ def why_no_text(text: str | None) -> str | None:
     return None if HAN.search(text) or HAN.search(read_aloud(text)) else "no_han"
 
 
-def why_not_heard(seconds: float, shortest: float, longest: float) -> str | None:
+def sound_problem(seconds: float, shortest: float, longest: float) -> str | None:
     """The reason to drop a clip of this length, one of `SOUND_REASONS`, or None."""
     if not seconds:
         return "unreadable"
-    return "too_short" if seconds < shortest else "too_long" if seconds > longest else None
+    if seconds < shortest:
+        return "too_short"
+    return "too_long" if seconds > longest else None
 
 
 def what_is_wrong(counts: dict[str, dict], published: dict[str, int]) -> list[str]:

@@ -53,7 +53,7 @@ class SelectionArguments:
             )
 
 
-def read_texts(path: Path) -> list[str]:
+def read_sentences(path: Path) -> list[str]:
     """Return the column `text` of a TSV file with a header line (ValueError where it has none)."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -74,7 +74,7 @@ def speakable_texts(paths: list[Path], held_out: HeldOut, excluded: set[str]) ->
     """Yield each file's stem with its Han-only sentences of 4 to 24 characters, no sentence twice."""
     seen = set(excluded)
     for path in paths:
-        texts = dict.fromkeys(text for text in read_texts(path) if SPEAKABLE.fullmatch(text))
+        texts = dict.fromkeys(text for text in read_sentences(path) if SPEAKABLE.fullmatch(text))
         fresh = [text for text in texts if text not in seen and text not in held_out]
         seen.update(fresh)
         yield path.stem, fresh
@@ -117,7 +117,7 @@ def select_sentences(
 
 def write_sentences(arguments: SelectionArguments) -> int:
     """Select the sentences and write them; return how many distinct syllables they hold."""
-    excluded = {text for path in arguments.exclude for text in read_texts(path)}
+    excluded = {text for path in arguments.exclude for text in read_sentences(path)}
     pools = dict(speakable_texts(arguments.texts, HeldOut(arguments.held_out), excluded))
     chosen = list(select_sentences(pools, arguments.shares, arguments.count, arguments.seed))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)

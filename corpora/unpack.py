@@ -27,7 +27,7 @@ def unpack(archives: list[Path], num_proc: int = 1) -> None:
     """Unpack each archive beside itself, `num_proc` at once.
 
     An archive is unpacked into a hidden folder first, and then renamed into place folder by folder: a folder that
-    was not there before appears whole or not at all. What is left of an interrupted unpacking is begun anew.
+    was not there before appears whole or not at all. An interrupted unpacking starts again.
 
     Raises:
         ArchiveError: A member with an absolute path or `..`, a link or a device; an archive that would become more
@@ -85,8 +85,14 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, str, int]]:
     """(name, kind, size) of each member, read as far as needed."""
     with tarfile.open(archive) as opened:
         for member in opened:
-            plain = "sparse file" if member.issparse() else "file" if member.isfile() else "link or device"
-            yield member.name, "folder" if member.isdir() else plain, member.size
+            kind = "link or device"
+            if member.isdir():
+                kind = "folder"
+            elif member.issparse():
+                kind = "sparse file"
+            elif member.isfile():
+                kind = "file"
+            yield member.name, kind, member.size
 
 
 def _zip_members(archive: Path) -> Iterator[tuple[str, str, int]]:

@@ -1,1 +1,1 @@
-"""Correction of any recogniser's text: clear errors are replaced by characters that sound the same or nearly so."""
+"""Corrects the output of any recogniser: clear errors become characters that sound the same or nearly so."""

@@ -18,7 +18,7 @@ from ..encoder_pinyin_llm import INITIALS
 from ..tokenization_pinyin_llm import PinyinTokenizer
 
 
-PARTS = ("initials", "finals", "tones")
+UNIT_PARTS = ("initials", "finals", "tones")
 LEAST = 1e-9  # probability of a part that was never confused
 SMOOTHING = 0.5  # pseudo-errors of each part in all, spread over everything it could be confused with
 ALIKE_SMOOTHING = 4.0  # pseudo-errors of each part, spread like the errors in both directions
@@ -29,7 +29,7 @@ class PinyinConfusions:
     """log p(recognised | spoken) of pairs of units.
 
     Args:
-        counts: For each of `PARTS`, {spoken: {recognized: times}}, correct ones included, in TONE3 spelling.
+        counts: For each of `UNIT_PARTS`, {spoken: {recognized: times}}, correct ones included, in TONE3 spelling.
         pinyin_tokenizer: The units.
     """
 
@@ -39,10 +39,10 @@ class PinyinConfusions:
     @classmethod
     def learn(cls, pairs: Iterable[tuple[int, int]], pinyin_tokenizer: PinyinTokenizer) -> "PinyinConfusions":
         """Count (spoken, recognized) pairs of unit ids, as `align_units` pairs them."""
-        counts: dict[str, dict[str, Counter]] = {name: {} for name in PARTS}
+        counts: dict[str, dict[str, Counter]] = {name: {} for name in UNIT_PARTS}
         for spoken, recognized in pairs:
             parts = (split_unit(pinyin_tokenizer.units[unit]) for unit in (spoken, recognized))
-            for name, a, b in zip(PARTS, *parts, strict=True):
+            for name, a, b in zip(UNIT_PARTS, *parts, strict=True):
                 counts[name].setdefault(a, Counter())[b] += 1
         return cls(counts, pinyin_tokenizer)
 
@@ -57,7 +57,7 @@ class PinyinConfusions:
                 f'    "{spoken}": {json.dumps(dict(sorted(recognized.items())), ensure_ascii=False)}'
                 for spoken, recognized in sorted(self.counts[name].items())
             )
-            for name in PARTS
+            for name in UNIT_PARTS
         }
         text = ",\n".join(f'  "{name}": {{\n{lines}\n  }}' for name, lines in rows.items())
         Path(path).write_text(f"{{\n{text}\n}}\n", "utf-8")
@@ -67,7 +67,7 @@ class PinyinConfusions:
         """(U, U) float32 log p(recognised | spoken), spoken first."""
         parts = [split_unit(unit) for unit in self.pinyin_tokenizer.units]
         total = np.zeros((len(parts), len(parts)), np.float32)
-        for number, name in enumerate(PARTS):
+        for number, name in enumerate(UNIT_PARTS):
             known = sorted({part[number] for part in parts})
             index = np.array([known.index(part[number]) for part in parts])
             total += self._smoothed(name, known)[np.ix_(index, index)]

@@ -9,7 +9,7 @@ slot, near sounds included. Each of them, and each pair of neighbours, is a poss
   by mistake, and n-grams always prefer a frequent one;
 * the gain in the language model's log-probability;
 * how often the recogniser confuses the two sounds (confusions.py);
-* how doubtful the rest of the line is: where a recogniser errs once it errs again, and faultless text is seldom odd.
+* how doubtful the rest of the line is: recognition errors cluster, and faultless text seldom looks odd.
 
 Shape letters: B rows, N slots, U pinyin units, V vocabulary.
 """
@@ -31,10 +31,10 @@ from .rows import Row, complicate, in_traditional, rows_of
 
 
 SETTINGS_FILE, CONFUSIONS_FILE = (Path(__file__).with_name(name) for name in ("settings.json", "confusions.json"))
-ROUNDS = 3  # a row that was changed is read again: a corrected word makes its neighbours clearer
-LIKELIEST = 8  # characters of a slot that are tried
+ROUNDS = 3  # a changed row is scored again: a corrected word makes its neighbours clearer
+LIKELIEST = 8  # characters tried per slot
 FARTHEST = -6.5  # log p(recognised | spoken) of the most distant sounds that are tried
-SPREAD = 0.5  # share of a slot's vector that the sounds near the one given have
+SPREAD = 0.5  # share of a slot's vector given to similar sounds
 SHARPNESS = 0.5  # of that spread: an exponent of p(recognised | spoken)
 UNSPELLED = 3.0  # a character of several tokens is scored by its first one; the others cost about as much
 SUSPICIOUS = -1.5  # log-probability of a character next to which pairs are tried
@@ -93,7 +93,7 @@ def correct(model, processor, texts: Iterable[str], strength: float = 1.0, batch
 
     Args:
         texts: Lines; an empty one stays empty.
-        strength: Preference for what is there: 0 changes much, 1 (the default) clear errors, 2 next to nothing.
+        strength: Preference for the given text: 0 changes a lot, 1 (the default) only clear errors, 2 almost nothing.
         batch_size: Rows of up to 40 characters.
 
     Raises:
@@ -140,7 +140,7 @@ class TextCorrector:
         self.first_tokens = np.array([tokens[0] for tokens in self.constraint.sequences])
         self.token_costs = np.array([UNSPELLED * (len(tokens) > 1) for tokens in self.constraint.sequences])
         self.ngram = lru_cache(1 << 18)(processor.ngrams.log_prob)
-        self.candidates = cache(self._candidates)
+        self.near_sounds = cache(self._near_sounds)
 
     def correct(self, texts: list[str], strength: float, batch_size: int) -> list[Correction]:
         """As the function [`correct`]."""
@@ -176,7 +176,7 @@ class TextCorrector:
         found = {}
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            for row, log_probs in zip(batch, self._read(batch), strict=True):
+            for row, log_probs in zip(batch, self._score_tokens(batch), strict=True):
                 found[id(row)] = self._edits(row, *log_probs)
                 self.note_doubts(row, found[id(row)])
         return found
@@ -191,7 +191,7 @@ class TextCorrector:
                 np.maximum(here, 1 / (1 + math.exp(-edit.score)), out=here)
 
     @torch.no_grad()
-    def _read(self, rows: list[Row]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _score_tokens(self, rows: list[Row]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """For each row (N,) log-probabilities of its characters, and (N, V) of every token at each position."""
         slots = self._slots(rows)
         audio = self.processor.audio_token_id
@@ -200,13 +200,14 @@ class TextCorrector:
         inputs = {name: values.to(self.model.device) for name, values in inputs.items()}
         embeds, mask = self.model.merge_inputs(inputs["input_ids"], inputs["attention_mask"], {audio: slots})
         answers = inputs["labels"][:, 1:].amax(0) >= 0  # the positions where any row has its answer
-        keep = answers.nonzero().flatten()
+        keep = answers.nonzero().flatten()  # B, L -> the positions whose logits are needed
         logits = self.model(inputs_embeds=embeds, attention_mask=mask, logits_to_keep=keep).logits
         for row, labels, own in zip(rows, inputs["labels"][:, 1:][:, answers], logits, strict=True):
             own, labels = own[labels >= 0].float().log_softmax(-1).cpu().numpy(), labels[labels >= 0].cpu().numpy()
             sizes = [len(self.processor._character_ids(character)) for character in row.text]
             starts = np.cumsum([0, *sizes])
-            of_tokens = own[np.arange(len(labels)), labels]
+            of_tokens = own[np.arange(len(labels)), labels]  # T, V -> T: of the tokens that are there
+            # A character's log-probability is the sum of its tokens'; its alternatives are seen at its first token.
             yield np.add.reduceat(of_tokens[: starts[-1]], starts[:-1]), own[starts[:-1]]
 
     def _slots(self, rows: list[Row]) -> Slots:
@@ -215,7 +216,7 @@ class TextCorrector:
         probs = np.zeros((len(rows), int(counts.max()), len(self.tokenizer)), np.float32)
         for b, row in enumerate(rows):
             for n, unit in enumerate(row.units):
-                near, likelihoods = self.candidates(unit)[:2]
+                near, likelihoods = self.near_sounds(unit)[:2]
                 probs[b, n, near] = SPREAD * likelihoods
                 probs[b, n, unit] += 1 - SPREAD
         table = self.model.pinyin_embeddings.weight
@@ -223,7 +224,7 @@ class TextCorrector:
         filled = torch.arange(vectors.shape[1]) < counts[:, None]
         return Slots(vectors, filled.to(vectors.device), counts.to(vectors.device))
 
-    def _candidates(self, given: int) -> tuple[np.ndarray, ...]:
+    def _near_sounds(self, given: int) -> tuple[np.ndarray, ...]:
         """The units near a given one and their likelihoods; their characters and log p(recognised | spoken) of each."""
         near = np.flatnonzero(self.log_confusions[:, given] > FARTHEST)
         near = np.union1d(near, [given])
@@ -253,7 +254,7 @@ class TextCorrector:
 
     def _options(self, unit: int, of_tokens: np.ndarray) -> list[tuple[str, float, float]]:
         """The likeliest characters of a slot: each with its log-probability and log p(recognised | spoken)."""
-        _, _, characters, costs = self.candidates(unit)
+        _, _, characters, costs = self.near_sounds(unit)
         scores = of_tokens[self.first_tokens[characters]] - self.token_costs[characters]
         best = np.argsort(-(scores + 0.5 * costs))[:LIKELIEST]
         return [(self.characters[characters[i]], float(scores[i]), float(costs[i])) for i in best]

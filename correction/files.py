@@ -1,6 +1,6 @@
 """Files that `pinyin-llm correct` takes: txt, tsv, srt and vtt, returned in the same form.
 
-A file is cut into pieces of text and of everything else, which stays to the byte.
+A file is cut into parts of text and of everything else, which stays to the byte.
 """
 
 import json
@@ -24,7 +24,7 @@ RED, GREEN, PLAIN = "\033[31m", "\033[32m", "\033[0m"
 
 
 @dataclass
-class Piece:
+class Part:
     """A part of a file; `line` counts from 1."""
 
     content: str
@@ -32,15 +32,17 @@ class Piece:
     line: int
 
 
-def read_pieces(path: str | Path, form: str | None = None) -> list[Piece]:
-    """A file -> its pieces in order.
+def read_parts(path: str | Path, form: str | None = None) -> list[Part]:
+    """A file -> its parts in order.
 
     Args:
         form: "txt", "tsv", "srt" or "vtt"; by default from the name, txt if it has another suffix.
 
     Raises:
-        OSError, ValueError: No such file, not in UTF-8, or a line of a tsv without a text.
+        ValueError: No such file, not in UTF-8, or a line of a tsv without a text.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: expected a text file, found {'a folder' if Path(path).is_dir() else 'none'}.")
     try:
         content = Path(path).read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -52,18 +54,18 @@ def read_pieces(path: str | Path, form: str | None = None) -> list[Piece]:
         raise ValueError(f"{path}, {error}") from error
 
 
-def cut(content: str, form: str) -> Iterator[Piece]:
-    """The content of a file -> its pieces, which joined are the content again."""
+def cut(content: str, form: str) -> Iterator[Part]:
+    """The content of a file -> its parts, which joined are the content again."""
     if content.startswith(BYTE_ORDER_MARK):
-        yield Piece(BYTE_ORDER_MARK, False, 1)
+        yield Part(BYTE_ORDER_MARK, False, 1)
         content = content.removeprefix(BYTE_ORDER_MARK)
     lines = [match.groups() for match in LINE.finditer(content) if match[0]]
     texts = [line for line, _ in lines]
     spans = {"tsv": _tsv_spans, "srt": _cue_spans, "vtt": _cue_spans}.get(form, _txt_spans)(texts)
     for number, ((line, end), (start, stop)) in enumerate(zip(lines, spans, strict=True), start=1):
-        yield Piece(line[:start], False, number)
-        yield Piece(line[start:stop], True, number)
-        yield Piece(line[stop:] + end, False, number)
+        yield Part(line[:start], False, number)
+        yield Part(line[start:stop], True, number)
+        yield Part(line[stop:] + end, False, number)
 
 
 def _txt_spans(lines: list[str]) -> list[tuple[int, int]]:
@@ -99,51 +101,51 @@ def _cue_spans(lines: list[str]) -> list[tuple[int, int]]:
     return spans
 
 
-def correct_pieces(model, processor, pieces: list[Piece], **kwargs) -> list[tuple[Piece, Correction | None]]:
-    """Each piece with its correction; `None` for everything but text.
+def correct_parts(model, processor, parts: list[Part], **kwargs) -> list[tuple[Part, Correction | None]]:
+    """Each part with its correction; `None` for everything but text.
 
     Args:
         **kwargs: For `correct`, e.g. `strength=1.5`.
     """
-    corrections = iter(correct(model, processor, [p.content for p in pieces if p.is_text], **kwargs))
-    return [(piece, next(corrections) if piece.is_text else None) for piece in pieces]
+    corrections = iter(correct(model, processor, [p.content for p in parts if p.is_text], **kwargs))
+    return [(part, next(corrections) if part.is_text else None) for part in parts]
 
 
 def correct_lines(model, processor, lines: Iterable[str], at_once: int = LINES_AT_ONCE, **kwargs) -> Iterator[str]:
     """Lines of stdin -> the corrected lines, with their line ends, as they come."""
     lines = iter(lines)
-    while part := list(islice(lines, at_once)):
-        pieces = [piece for line in part for piece in cut(line, "txt")]
-        yield as_text(correct_pieces(model, processor, pieces, **kwargs))
+    while batch := list(islice(lines, at_once)):
+        parts = [part for line in batch for part in cut(line, "txt")]
+        yield as_text(correct_parts(model, processor, parts, **kwargs))
 
 
-def as_text(results: list[tuple[Piece, Correction | None]]) -> str:
+def as_text(results: list[tuple[Part, Correction | None]]) -> str:
     """The file with its corrections."""
-    return "".join(correction.text if correction else piece.content for piece, correction in results)
+    return "".join(correction.text if correction else part.content for part, correction in results)
 
 
-def as_json(results: list[tuple[Piece, Correction | None]]) -> str:
+def as_json(results: list[tuple[Part, Correction | None]]) -> str:
     """One JSON object per line of text: its number, the text before and after, and each change."""
     rows = []
-    for piece, correction in results:
-        if correction and piece.content:
-            row = {"line": piece.line, "before": piece.content, "text": correction.text}
+    for part, correction in results:
+        if correction and part.content:
+            row = {"line": part.line, "before": part.content, "text": correction.text}
             rows.append(row | {"changes": [asdict(change) for change in correction.changes]})
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def as_diff(results: list[tuple[Piece, Correction | None]], in_color: bool | None = None) -> str:
+def as_diff(results: list[tuple[Part, Correction | None]], in_color: bool | None = None) -> str:
     """The changed lines with their changes marked: 也成为地方政府的眼中[丁→钉]"""
     in_color = sys.stdout.isatty() if in_color is None else in_color
     before, arrow, after = (RED, f"{PLAIN}{GREEN}", PLAIN) if in_color else ("[", "→", "]")
     shown = []
-    for piece, correction in results:
+    for part, correction in results:
         if correction and correction.changes:
             line, end = "", 0
             for change in correction.changes:
-                line += f"{piece.content[end : change.start]}{before}{change.before}{arrow}{change.after}{after}"
+                line += f"{part.content[end : change.start]}{before}{change.before}{arrow}{change.after}{after}"
                 end = change.end
-            shown.append(f"{piece.line}: {line}{piece.content[end:]}\n")
+            shown.append(f"{part.line}: {line}{part.content[end:]}\n")
     return "".join(shown)
 
 

@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy as np
 
 from ..tokenization_pinyin_llm import HAN_BLOCKS, PinyinTokenizer, is_han
+from ..transcription_pinyin_llm import LONGEST_ROW
 
 
-LONGEST_ROW = 40  # characters, as in training
 NUMERALS = "零一二三四五六七八九"
 HAN = "〇" + "".join(f"{chr(first)}-{chr(last)}" for first, last in HAN_BLOCKS)
 # Runs of Han, of digits, and what ends a row: letters of other scripts, and the end of a sentence.
@@ -28,7 +28,7 @@ class Row:
         units: The unit of each as it was given.
         indices: The position of each in the line; `None` for a numeral, which is context only.
         changed: {slot: score of the edit that changed it}.
-        doubts: (N,) probability of the best edit of each slot when the row was first read.
+        doubts: (N,) probability of the best edit of each slot when the row was first scored.
     """
 
     text: str

@@ -21,7 +21,7 @@ from ..scoring.cer import pair_texts, read_lines, read_texts
 from ..scoring.normalization import han_only, normalize_text
 
 
-START = {"weights": [0.4, -0.45, 0.25, 0.03], "bias": -5.0, "line": [1.0, 0.0, 0.0], "threshold": -1.75}
+INITIAL_SETTINGS = {"weights": [0.4, -0.45, 0.25, 0.03], "bias": -5.0, "line": [1.0, 0.0, 0.0], "threshold": -1.75}
 LEAST_SCORE = -6.0  # edits that no weights would make are left out
 ITERATIONS, PENALTY = 60, 1.0
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--references", required=True)
     parser.add_argument("--hypotheses", nargs="+", required=True, help="tsv of file and text, each by a recogniser")
     parser.add_argument("--faultless", nargs="+", required=True, help="lines of text that no training has seen")
-    parser.add_argument("--threshold", type=float, default=START["threshold"], help="log-odds at strength 1")
+    parser.add_argument("--threshold", type=float, default=INITIAL_SETTINGS["threshold"], help="log-odds at strength 1")
     parser.add_argument("--output", default=".", help="folder of both files")
     arguments = parser.parse_args()
     references = read_texts(arguments.references)
@@ -57,14 +57,17 @@ def learn(model, processor, confusions, pairs: list[tuple[str, str]], faultless:
         recognizers: Pairs per utterance; each counts for so much less.
     """
     names = TextCorrector.FEATURES
-    start = START | {"weights": dict(zip(names, START["weights"], strict=True)), "calibration": [1.0, 0.0]}
+    start = INITIAL_SETTINGS | {
+        "weights": dict(zip(names, INITIAL_SETTINGS["weights"], strict=True)),
+        "calibration": [1.0, 0.0],
+    }
     corrector = TextCorrector(model, processor, confusions, start)
-    wrong = [label_edits(corrector, text, reference) for reference, text in pairs]
-    right = [label_edits(corrector, text, None) for text in faultless]
-    lines = [*wrong, *right]
+    hypothesis_edits = [label_edits(corrector, text, reference) for reference, text in pairs]
+    faultless_edits = [label_edits(corrector, text, None) for text in faultless]
+    lines = [*hypothesis_edits, *faultless_edits]
     features = np.concatenate([line[0] for line in lines])
     gains, lengths = (np.concatenate([line[i] for line in lines]) for i in (2, 3))
-    is_spoken = np.arange(len(gains)) < sum(len(line[2]) for line in wrong)
+    is_spoken = np.arange(len(gains)) < sum(len(line[2]) for line in hypothesis_edits)
     importance = np.where(is_spoken, np.maximum(np.abs(gains), 0.3) / recognizers, 1.0) * lengths
     *weights, bias = fit(features, gains > 0, importance)
     corrector.weights, corrector.settings["bias"] = weights, bias
@@ -78,7 +81,7 @@ def learn(model, processor, confusions, pairs: list[tuple[str, str]], faultless:
         "weights": {name: round(float(weight), 4) for name, weight in zip(names, weights, strict=True)},
         "bias": round(float(bias), 4),
         "line": [round(float(value), 4) for value in line],
-        "threshold": START["threshold"],
+        "threshold": INITIAL_SETTINGS["threshold"],
         "calibration": [round(float(value), 4) for value in calibration],
     }
 

@@ -113,7 +113,7 @@ def _markdown(title: str, lines: list[dict]) -> str:
 
 
 def plot(lines: list[dict], path: Path) -> None:
-    """CER against the amount of text, a line a test set."""
+    """CER against the amount of text, one line per test set."""
     import matplotlib
 
     matplotlib.use("agg")

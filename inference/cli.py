@@ -1,6 +1,7 @@
 """The command line `pinyin-llm`: subcommands, flags and exit codes. The work is in commands.py.
 
-Results go to stdout, messages to stderr. Exit codes: 0 all done, 1 some inputs failed, 2 bad usage or nothing done.
+Results go to stdout, messages to stderr. Exit codes: 0 all done, 1 some inputs failed, 2 bad usage or nothing done,
+130 interrupted.
 """
 
 import argparse
@@ -20,6 +21,7 @@ TRANSCRIBE_EXAMPLES = """examples:
   pinyin-llm transcribe talk.wav
   pinyin-llm transcribe talk.mp3 --format srt > talk.srt
   pinyin-llm transcribe rounds.wav --text hospital.txt  # words of the subject, names
+  pinyin-llm transcribe clips/ --second_opinion other.tsv  # with the transcripts of another recogniser
   pinyin-llm transcribe recordings/ -o texts/           # run it again to resume after an interruption
   pinyin-llm transcribe 'day*/*.flac' --format tsv | pinyin-llm score references.tsv /dev/stdin"""
 CONVERT_EXAMPLES = """examples:
@@ -41,14 +43,14 @@ SERVE_EXAMPLES = """example:
   curl -F file=@talk.wav -F model=mini http://127.0.0.1:8000/v1/audio/transcriptions"""
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-BASES = ("whisper_base", "han_llama", "pretrained_llm", "random_bases")
+BASES = ("whisper_base", "han_llama", "text_decoder", "pretrained_llm", "random_bases")
 # Subcommands that are modules with a parser of their own: module, and what it does.
 MODULES = {
     "bulk": ("bulk", "transcribe whole corpora on one machine or a Ray cluster"),
     "count_ngrams": ("training.count_ngrams", "count the n-grams of a text for a model"),
     "recognized_pinyin": ("training.recognized_pinyin", "record how a bridge recognises clips, as noise for stage 1"),
     "base": ("bases", f"make a base model: {', '.join(BASES)}"),
-    "release": ("publishing.release", "write a trained model as it ships"),
+    "release": ("publishing.release", "prepare a trained model for release"),
     "paper_table": ("experiments.paper_table", "train and test every row of the paper's table"),
 }
 
@@ -91,9 +93,12 @@ def _run_module(name: str, *words: str) -> int:
     """Hand the remaining words to the module of a subcommand."""
     module, words = MODULES[name][0], list(words)
     if name == "base":
+        if words and words[0] in ("-h", "--help"):
+            print(f"usage: pinyin-llm base NAME [flags of NAME]\n\nNAME is one of {', '.join(BASES)}.")
+            return 0
         if not words or words[0] not in BASES:
             found = words[0] if words else "nothing"
-            raise ValueError(f"pinyin-llm base: expected one of {', '.join(BASES)}, found {found}.")
+            raise ValueError(f"base: expected one of {', '.join(BASES)}, found {found}.")
         module += f".{words[0]}"
         name += f" {words.pop(0)}"
     sys.argv[0] = f"pinyin-llm {name}"  # the name in its usage message
@@ -129,6 +134,12 @@ def _add_transcribe(add: Callable) -> None:
     parser.add_argument("-o", "--output", metavar="DIR", help="one file per sound in DIR; existing ones are kept")
     parser.add_argument("--batch_size", type=_positive, default=8, metavar="N", help="default: %(default)s")
     parser.add_argument("--alternatives", type=_positive, default=1, metavar="N", help="the N best texts, in json")
+    parser.add_argument(
+        "--recognizers", metavar="NAMES", type=lambda names: names.split(","), help="bridge, or bridge,whisper combined"
+    )
+    parser.add_argument(
+        "--second_opinion", metavar="FILE.tsv", help="transcripts by another recogniser (file TAB text), to be combined"
+    )
     _add_model(parser)
     parser.set_defaults(command="transcribe_files")
 
@@ -141,16 +152,20 @@ def _add_convert(add: Callable) -> None:
 
 
 def _add_correct(add: Callable) -> None:
-    parser = add("correct", help="the text of any recogniser to better text", epilog=CORRECT_EXAMPLES)
+    parser = add("correct", help="correct recognised text, using its pinyin", epilog=CORRECT_EXAMPLES)
     parser.add_argument("files", nargs="*", metavar="FILE", help="txt, tsv, srt or vtt in UTF-8; default: stdin")
-    parser.add_argument("-o", "--output", metavar="DIR", help="one corrected file of the same name in DIR for each")
+    parser.add_argument("-o", "--output", metavar="DIR", help="write a corrected file of the same name to DIR for each")
     parser.add_argument(
-        "--strength", type=float, default=1.0, metavar="X", help="of the preference for what is there; default: 1"
+        "--strength",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="preference for the given text: 0 weak, 2 strong; default: 1",
     )
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: %(default)s")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one object per line of text, with each change")
-    form.add_argument("--diff", action="store_true", help="only the changed lines, with changes marked")
+    form.add_argument("--diff", action="store_true", help="print only changed lines, with the changes marked")
     _add_model(parser, with_beams=False)
     parser.set_defaults(command="correct_files")
 
@@ -202,8 +217,12 @@ def _add_serve(add: Callable) -> None:
     parser = add("serve", help="a server with OpenAI's /v1/audio/transcriptions", epilog=SERVE_EXAMPLES)
     _add_model(parser, with_beams=False)
     _add_address(parser, 8000)
-    parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="requests at once; %(default)s")
-    parser.add_argument("--queue", type=_positive, default=64, metavar="N", help="waiting before 503; %(default)s")
+    parser.add_argument(
+        "--batch_size", type=_positive, default=32, metavar="N", help="requests at once; default: %(default)s"
+    )
+    parser.add_argument(
+        "--queue", type=_positive, default=64, metavar="N", help="waiting before 503; default: %(default)s"
+    )
     parser.set_defaults(command="run_server")
 
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import groupby
-from pathlib import Path
 
 from .console import say, write
 
@@ -20,7 +19,7 @@ def transcribe_files(arguments: argparse.Namespace) -> int:
     from ..audio_pinyin_llm import seconds_of
     from ..transcript_pinyin_llm import FORMATS, as_dict
     from ..transcription_pinyin_llm import transcribe
-    from .files import find_done, find_sounds, note_source, plan_outputs, write_whole
+    from .files import find_done, find_sounds, match_texts, note_source, plan_outputs, write_whole
 
     sounds = find_sounds(arguments.files)
     if arguments.format in ("srt", "vtt") and len(sounds) > 1 and not arguments.output:
@@ -33,7 +32,10 @@ def transcribe_files(arguments: argparse.Namespace) -> int:
     missing = [sound for sound in sounds if sound not in done]
     if not missing:
         return 0
+    opinions = match_texts(missing, arguments.second_opinion) if arguments.second_opinion else None
     model, processor = _load(arguments)
+    if arguments.recognizers:
+        model.config.check_recognizers(arguments.recognizers)
     rows: list[dict] = []  # json on stdout is one list
 
     def show(transcript) -> None:
@@ -52,10 +54,11 @@ def transcribe_files(arguments: argparse.Namespace) -> int:
 
     with tqdm(total=sum(map(seconds_of, missing)), unit="s", unit_scale=True, disable=None) as bar:
         options = {"num_beams": arguments.num_beams, "num_return_sequences": arguments.alternatives}
+        options |= {"recognizers": arguments.recognizers, "second_opinions": opinions}
         results = transcribe(model, processor, missing, arguments.batch_size, on_progress=bar.update, **options)
         try:
             return _show_all(results, show)
-        finally:  # what is transcribed is not lost to what fails after it
+        finally:  # keep earlier results if a later sound fails
             if rows:
                 write(json.dumps(rows, ensure_ascii=False, indent=2))
 
@@ -72,14 +75,17 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def correct_files(arguments: argparse.Namespace) -> int:
-    """Text of any recogniser -> corrected text in the same form."""
-    from ..correction.files import FORMS, LINES_AT_ONCE, correct_lines, correct_pieces, cut, read_pieces
-    from .files import write_whole
+    """Recognised text -> corrected text in the same form."""
+    from ..correction.files import FORMS, LINES_AT_ONCE, correct_lines, correct_parts, cut, read_parts
+    from .files import plan_corrections, write_whole
 
     if len(arguments.files) > 1 and not arguments.output:
         raise ValueError(f"{len(arguments.files)} files do not fit on stdout. Add -o DIR.")
+    if arguments.output and not arguments.files:
+        raise ValueError("-o needs files. Redirect stdout instead.")
+    targets = plan_corrections(arguments.files, arguments.output) if arguments.output else {}
     form = next((name for name in ("json", "diff") if getattr(arguments, name)), "text")
-    documents = {file: read_pieces(file) for file in arguments.files}  # bad files are named before the model is loaded
+    documents = {file: read_parts(file) for file in arguments.files}  # bad files are named before the model is loaded
     model, processor = _load(arguments)
     options = {"strength": arguments.strength, "batch_size": arguments.batch_size}
     if not documents and form == "text":
@@ -89,10 +95,10 @@ def correct_files(arguments: argparse.Namespace) -> int:
             sys.stdout.flush()
         return 0
     documents = documents or {"stdin.txt": list(cut(_lines(arguments)[0].read(), "txt"))}
-    for file, pieces in documents.items():
-        text = FORMS[form](correct_pieces(model, processor, pieces, **options))
+    for file, parts in documents.items():
+        text = FORMS[form](correct_parts(model, processor, parts, **options))
         if arguments.output:
-            write_whole(Path(arguments.output, Path(file).name), text)
+            write_whole(targets[file], text)
         else:
             sys.stdout.write(text)
     return 0

@@ -17,7 +17,7 @@ EXAMPLE = "jin1 tian1 tian1 qi4 hen3 hao3"
 MOST_BYTES = 50 * 2**20
 MOST_TYPED = 240  # characters: some 40 syllables, the longest line that the model was trained on
 KEPT_SECONDS = 600  # how long an uploaded sound stays in the cache
-CANDIDATES = 5
+NUM_ALTERNATIVES = 5
 CSS = """
 .spoken {font-size: 1.6rem; line-height: 2.6; overflow-wrap: anywhere}
 .spoken rt {font-size: 0.8rem}
@@ -66,7 +66,7 @@ def _build_pinyin(asr) -> None:
         label="拼音 · Pinyin", placeholder=EXAMPLE, elem_id="typed", autofocus=True, max_length=MOST_TYPED
     )
     best = gr.Textbox(label="文字 · Text", buttons=["copy"], interactive=False, elem_id="written")
-    others = gr.Dataframe(headers=["候选 · Candidates"], interactive=False, elem_id="candidates")
+    others = gr.Dataframe(headers=["候选 · Candidates"], interactive=False, elem_id="alternatives")
     note = gr.Markdown()
     typed.input(
         lambda line: convert(asr, line), typed, [best, others, note], api_name="convert",
@@ -87,7 +87,7 @@ def transcribe_sound(asr, path: str | None) -> tuple:
     """A sound file -> text, the text with its pinyin above, N-best, and download links."""
     if path is None:
         raise gr.Error("请先录音或上传 · Record or upload a sound first.")
-    options = {"return_timestamps": "char", "num_return_sequences": CANDIDATES, "formats": ("txt", "srt")}
+    options = {"return_timestamps": "char", "num_return_sequences": NUM_ALTERNATIVES, "formats": ("txt", "srt")}
     try:
         found = asr(path, **options)
     except ValueError as error:  # not readable as sound; the message names the path of the upload
@@ -120,7 +120,7 @@ def as_ruby(chunks: list[dict], accented: Callable[[str], str]) -> str:
 
 
 def convert(asr, line: str) -> tuple[str, list[list[str]], str]:
-    """What has been typed so far -> the best text, the candidates, and what is not a syllable, or not yet."""
+    """What has been typed so far -> the best text, the alternatives, and what is not a syllable, or not yet."""
     line = line[:MOST_TYPED]
     if not line.strip():
         return "", [], ""
@@ -128,7 +128,7 @@ def convert(asr, line: str) -> tuple[str, list[list[str]], str]:
     problem = ""
     for head, rest in ((line, ""), (" ".join(before), f"… {last}")):  # the last syllable may be half typed
         try:
-            texts = _candidates(asr, asr.processor(pinyin=head))
+            texts = _alternatives(asr, asr.processor(pinyin=head))
         except ValueError as error:
             problem = problem or str(error)
             continue
@@ -136,12 +136,12 @@ def convert(asr, line: str) -> tuple[str, list[list[str]], str]:
     return "", [], problem
 
 
-def _candidates(asr, inputs) -> list[str]:
+def _alternatives(asr, inputs) -> list[str]:
     ids = asr.model.generate(
         **inputs.to(asr.model.device),
         pinyin_constraint=asr.processor.pinyin_constraint(),
-        num_beams=CANDIDATES,
-        num_return_sequences=CANDIDATES,
+        num_beams=NUM_ALTERNATIVES,
+        num_return_sequences=NUM_ALTERNATIVES,
     )
     return list(dict.fromkeys(asr.processor.decode_answers(ids, inputs["input_ids"].shape[1])))
 

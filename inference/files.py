@@ -12,6 +12,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..audio_pinyin_llm import AudioWarning
+from ..scoring.cer import read_texts
+from ..scoring.normalization import normalize_text
 from ..tokenization_pinyin_llm import PinyinError
 from ..transcription_pinyin_llm import convert_pinyin
 
@@ -61,6 +63,27 @@ def find_sounds(names: list[str]) -> dict[str, str]:
     return found
 
 
+def match_texts(sounds: list[str], table: str) -> list[str | None]:
+    """The text of each sound in a table of file and text, its numbers read aloud; `None` where there is none.
+
+    Files are matched by path, or else by name.
+
+    Raises:
+        ValueError: A table that cannot be read, or that has no text for any of the sounds.
+    """
+    texts = {file: normalize_text(text) for file, text in read_texts(table).items()}
+    by_name = {Path(file).name: text for file, text in texts.items()}
+    found = [texts.get(sound, by_name.get(Path(sound).name)) for sound in sounds]
+    missing = [sound for sound, text in zip(sounds, found, strict=True) if text is None]
+    if len(missing) == len(sounds):
+        raise ValueError(f"{table}: expected texts for the sounds, found none for any of them, such as {missing[0]}.")
+    if missing:
+        warnings.warn(
+            f"{table} has no text for {len(missing)} sounds, such as {missing[0]}.", AudioWarning, stacklevel=2
+        )
+    return found
+
+
 def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, Path]:
     """{sound file: its transcript}; for talk.wav and talk.ogg in one folder, talk.wav.txt and talk.ogg.txt.
 
@@ -80,6 +103,23 @@ def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, 
             )
         taken[target] = sound
     return {sound: target for target, sound in taken.items()}
+
+
+def plan_corrections(files: list[str], folder: str) -> dict[str, Path]:
+    """{text file: its corrected file of the same name in `folder`}.
+
+    Raises:
+        ValueError: Two files of one name, or a file that would be overwritten.
+    """
+    taken: dict[Path, str] = {}
+    for file in files:
+        target = Path(folder, Path(file).name)
+        if target.resolve() == Path(file).resolve():
+            raise ValueError(f"{file} would be overwritten. Choose another -o DIR.")
+        if target in taken:
+            raise ValueError(f"{taken[target]} and {file} would both be written to {target}. Give each its own -o DIR.")
+        taken[target] = file
+    return {file: target for target, file in taken.items()}
 
 
 def find_done(targets: dict[str, Path], folder: str) -> set[str]:

@@ -29,7 +29,7 @@ def load_model(
     Raises:
         OSError, ValueError: No such checkpoint, an incomplete one, or a device that is not there.
     """
-    if name == MINI_MODEL and not (MINI_MODEL / "model.safetensors").is_file():
+    if name == MINI_MODEL and not any(MINI_MODEL.glob("model*.safetensors")):
         raise OSError(
             f"{MINI_MODEL}: the mini model is not installed here. Name another with --model FOLDER or HUB_ID."
         )

@@ -17,7 +17,7 @@ from ..ngrams_pinyin_llm import FILE_NAME
 from ..training.records import records_of
 
 
-SAMPLES = ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")  # of samples/, that go along to the Hub
+SAMPLES = ("BAC009S0764W0121.wav", "BAC009S0764W0122.wav")  # of samples/, published with the model
 TAGS = ["mandarin", "pinyin", "speech-llm", "custom_code"]
 TERMS = {
     "meta-llama/Llama-2": (

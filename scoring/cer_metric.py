@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from pinyin_llm.scoring.cer import score
+from pinyin_llm.scoring.cer import score  # pyright: ignore[reportMissingImports]
 
 
 DESCRIPTION = """

@@ -113,7 +113,7 @@ class TestTranscribe:
         assert "smaller --batch_size" in talk
 
     def test_noise_in_which_nothing_is_heard_warns(self, run, sounds, monkeypatch):
-        write_nothing = lambda model, processor, clips, **_: [RowResult("") for _ in clips]  # noqa: E731
+        write_nothing = lambda model, processor, clips, *_, **__: [RowResult("") for _ in clips]  # noqa: E731
         monkeypatch.setattr("pinyin_llm.transcription_pinyin_llm.transcribe_waveforms", write_nothing)
         code, lines, talk = run("transcribe", sounds["short.wav"])
         assert (code, lines) == (0, [""])

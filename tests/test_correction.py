@@ -2,14 +2,16 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
 from pinyin_llm import correct
 from pinyin_llm.correction.confusions import PinyinConfusions, align_units, split_unit
 from pinyin_llm.correction.corrector import Correction, get_corrector
-from pinyin_llm.correction.files import FORMS, correct_lines, correct_pieces, cut, read_pieces
+from pinyin_llm.correction.files import FORMS, correct_lines, correct_parts, cut, read_parts
 from pinyin_llm.correction.rows import complicate, in_traditional, read_number, rows_of, simplify
+from pinyin_llm.inference.cli import main
 from pinyin_llm.inference.loading import load_model
 from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer, is_han
 
@@ -82,7 +84,7 @@ def test_every_change_sounds_near(mini):
     for change in correct(*mini, [text], strength=-2.0)[0].changes:
         for before, after, place in zip(change.before, change.after, range(change.start, change.end), strict=True):
             (row,) = rows_of(text, corrector.tokenizer)
-            _, _, characters, _ = corrector.candidates(row.units[place])
+            _, _, characters, _ = corrector.near_sounds(row.units[place])
             assert after in {corrector.characters[i] for i in characters}, (before, after)
 
 
@@ -153,20 +155,34 @@ FILES = {
 def test_files_keep_their_form(mini, tmp_path, form):
     path = tmp_path / f"talk.{form}"
     path.write_bytes(b"\xef\xbb\xbf" + FILES[form].encode())
-    pieces = read_pieces(path)
-    assert "".join(piece.content for piece in pieces).encode() == path.read_bytes()
-    results = correct_pieces(*mini, pieces)
+    parts = read_parts(path)
+    assert "".join(part.content for part in parts).encode() == path.read_bytes()
+    results = correct_parts(*mini, parts)
     assert FORMS["text"](results) == "\ufeff" + FILES[form].replace(WRONG, RIGHT)
     rows = [json.loads(line) for line in FORMS["json"](results).splitlines()]
     assert sum(len(row["changes"]) for row in rows) == FILES[form].count(WRONG)
     assert FORMS["diff"](results).count("→") == FILES[form].count(WRONG)
 
 
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [(["a/talk.txt", "b/talk.txt"], "both be written"), (["out/talk.txt"], "overwritten")],
+)
+def test_no_file_is_overwritten(tmp_path, monkeypatch, capsys, files, named):
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        Path(file).parent.mkdir()
+        Path(file).write_text(WRONG)
+    assert main(["correct", *files, "-o", "out"]) != 0
+    assert all(Path(file).read_text() == WRONG for file in files)
+    assert named in capsys.readouterr().err
+
+
 def test_a_tsv_line_without_text_is_named(tmp_path):
     path = tmp_path / "texts.tsv"
     path.write_text("a.wav\t好\nb.wav\n")
     with pytest.raises(ValueError, match=r"texts.tsv, line 2: expected file TAB text"):
-        read_pieces(path)
+        read_parts(path)
 
 
 def test_lines_of_stdin(mini):
@@ -176,5 +192,5 @@ def test_lines_of_stdin(mini):
 
 def test_pieces_of_every_line_end():
     content = "一\r二\r\n三\n\n四"
-    assert "".join(piece.content for piece in cut(content, "txt")) == content
-    assert [piece.content for piece in cut(content, "txt") if piece.is_text] == ["一", "二", "三", "", "四"]
+    assert "".join(part.content for part in cut(content, "txt")) == content
+    assert [part.content for part in cut(content, "txt") if part.is_text] == ["一", "二", "三", "", "四"]

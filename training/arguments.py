@@ -13,7 +13,9 @@ MORE_FLAGS = """Each field of transformers.TrainingArguments is a flag too: --ou
 class ModelArguments:
     """Which model is trained. The defaults are the paper's; it gives no hyper-parameters, so ranks are ours."""
 
-    model: str | None = field(default=None, metadata={"help": "A PinyinLLM folder to start from; else the two bases:"})
+    model: str | None = field(
+        default=None, metadata={"help": "A PinyinLLM folder to start from; by default the two base models below."}
+    )
     audio_tower: str = field(default="openai/whisper-large-v3", metadata={"help": "Whisper checkpoint."})
     language_model: str = field(default="meta-llama/Llama-2-7b-hf", metadata={"help": "Any causal LM."})
     prompt: str = field(default="{slot}\n汉字：", metadata={"help": "{slot} is where pinyin or speech goes."})
@@ -58,7 +60,7 @@ class TextArguments:
 
     texts: list[str] = field(
         metadata={
-            "help": "Text files, a sentence per line (see corpora/plain_text.py); FILE@3 is read three times per epoch."
+            "help": "Text files, one sentence per line (see corpora/plain_text.py); FILE@3: three times per epoch."
         }
     )
     eval_texts: list[str] = field(default_factory=list, metadata={"help": "tsv files: text, toned, toneless."})
@@ -75,7 +77,9 @@ class SpeechArguments:
     eval_manifests: list[str] = field(default_factory=list, metadata={"help": "Speech for evaluation only."})
     cache_features: str = field(default="data/features", metadata={"help": "Folder of the encoder's outputs."})
     speeds: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Use sentences at these speeds."})
-    rooms: int = field(default=0, metadata={"help": "And each in so many small rooms, with noise (needs [corpora])."})
+    rooms: int = field(
+        default=0, metadata={"help": "Number of simulated small rooms for each sentence, with noise (needs [corpora])."}
+    )
     learn: Literal["text", "pinyin"] = field(
         default="text", metadata={"help": "pinyin: the bridge alone, by CTC; text: characters too."}
     )

@@ -14,7 +14,7 @@ from .. import PinyinLlamaConfig, PinyinLlamaForASR
 from .muon import split_parameters
 
 
-PARTS = ("audio_tower", "multi_modal_projector", "pinyin_embeddings", "language_model")
+PARTS = ("audio_tower", "text_decoder", "multi_modal_projector", "pinyin_embeddings", "language_model")
 FEATURE_BYTES = 2  # the cache keeps float16
 
 
@@ -59,7 +59,7 @@ def count_parameters(model) -> dict[str, tuple[int, int]]:
     PEFT's LoRA counts for the language model; the copy that it keeps of a part trained in full counts for that part.
     """
     counts = {}
-    for part in PARTS:
+    for part in (name for name in PARTS if getattr(model, name) is not None):
         own = [p for name, p in model.named_parameters() if part in name.split(".")]
         counts[part] = (sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad))
     return counts
@@ -140,10 +140,10 @@ def _layer_matrices(model) -> list[torch.nn.Parameter]:
 def row_flops(model, config: PinyinLlamaConfig, row: RowSize, checkpointing: bool) -> float:
     """Floating-point operations of one row, forward and backward.
 
-    A matrix costs 2 operations a weight and token, attention 4 L H a token (Kaplan et al. 2020, arXiv 2001.08361, table
-    1, without its halving for the causal mask). The backward pass costs as much for the gradients of the inputs, which
-    every layer passes down to the pinyin table or the projector, and as much again for those of the weights that are
-    trained. Checkpointing computes the layers once more. The encoder's output comes from the cache.
+    A matrix costs 2 operations per weight and token, attention 4 L H per token (Kaplan et al. 2020, arXiv 2001.08361,
+    table 1, without its halving for the causal mask). The backward pass costs as much for the gradients of the inputs,
+    which every layer passes down to the pinyin table or the projector, and as much again for those of the weights that
+    are trained. Checkpointing computes the layers once more. The encoder's output comes from the cache.
     """
     text, matrices = config.text_config, _layer_matrices(model)
     passes = 3 if checkpointing else 2

@@ -1,6 +1,6 @@
 """How a bridge recognises clips that it was not trained on: the slots it gives for each unit, as noise for stage 1.
 
-pinyin-llm recognized_pinyin --model data/bridge-without-S0150 --manifests unheard.tsv --output data/heard_pinyin.json
+pinyin-llm recognized_pinyin --model data/bridge-without-S0150 --manifests rest.tsv --output data/heard_pinyin.json
 
 Speech is uncertain in its own way: half of the syllables that a bridge gets wrong are right except for the tone, and
 their probabilities show it. A language model that has met such slots in text reads them better than one that knows

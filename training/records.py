@@ -49,14 +49,15 @@ def keep_arguments(output_dir: str, own: list, settings) -> None:
     path.write_text(json.dumps(given, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def write_record(output_dir: str, own: list, settings, counts: dict, metrics: dict) -> None:
+def write_record(output_dir: str, model: str | None, own: list, settings, counts: dict, metrics: dict) -> None:
     """run.json beside the weights: arguments, versions, data counts and metrics of the run that made them.
 
     The records of the model that it started from are kept as run_1.json, run_2.json, ..., with its NOTICE and
     card.yaml, so that the origin of a model is never lost.
 
     Args:
-        own: The dataclasses of the stage, ModelArguments first.
+        model: The folder that the run started from, if any.
+        own: The dataclasses of the stage.
         settings: TrainingArguments.
         counts: What the data held and what was dropped.
         metrics: Of the evaluation.
@@ -68,7 +69,7 @@ def write_record(output_dir: str, own: list, settings, counts: dict, metrics: di
         "data": counts,
         "metrics": metrics,
     }
-    copy_origin(own[0].model, Path(output_dir))
+    copy_origin(model, Path(output_dir))
     path = Path(output_dir, "run.json")
     path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 

@@ -23,6 +23,8 @@ def load_config(arguments: ModelArguments) -> tuple[PinyinLlamaConfig, PinyinLla
         config = PinyinLlamaConfig.from_pretrained(arguments.model)
         processor = PinyinLlamaProcessor.from_pretrained(arguments.model)
         if arguments.new_projector:
+            if arguments.projector_type != "pinyin_bridge":
+                config.recognizers = None
             config.update(projector)
             processor.projector_stride = arguments.projector_stride
         return config, processor
@@ -61,7 +63,8 @@ def model_to_train(arguments: ModelArguments, config: PinyinLlamaConfig) -> Piny
 
 def replace_projector(model: PinyinLlamaForASR, config: PinyinLlamaConfig) -> PinyinLlamaForASR:
     """The model with an untrained projector as `config` describes it: one model of stage 1 serves every kind."""
-    renewed = PinyinLlamaForASR.from_parts(config, model.audio_tower, model.language_model)
+    decoder = model.text_decoder if config.projector_type == "pinyin_bridge" else None  # it needs a bridge
+    renewed = PinyinLlamaForASR.from_parts(config, model.audio_tower, model.language_model, decoder)
     for name in ("pinyin_embeddings", "delta", "adapters"):
         setattr(renewed, name, getattr(model, name))
     return renewed

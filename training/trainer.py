@@ -109,20 +109,28 @@ class PinyinTrainer(Trainer):
 
 
 def run_training(
-    model, processor: PinyinLlamaProcessor, own: list, settings, rows, collator, evaluation: Evaluation, counts: dict
+    model,
+    processor: PinyinLlamaProcessor,
+    model_arguments: ModelArguments,
+    data_arguments: list,
+    settings,
+    rows,
+    collator,
+    evaluation: Evaluation,
+    counts: dict,
 ) -> None:
     """Train, or resume an interrupted run; then evaluate, and save the model and its record.
 
     With several processes only the main one writes files. Where they share the weights, nothing is evaluated.
 
     Args:
-        own: The dataclasses of the stage, ModelArguments first.
+        data_arguments: The other dataclasses of the stage.
         settings: TrainingArguments.
         rows: The dataset; `collator` makes its batches.
         evaluation: See [`PinyinTrainer`].
         counts: What the data held and what was dropped, for the record.
     """
-    output_dir, is_main, model_arguments = settings.output_dir, settings.process_index == 0, own[0]
+    output_dir, is_main, own = settings.output_dir, settings.process_index == 0, [model_arguments, *data_arguments]
     checkpoint = settings.resume_from_checkpoint or find_checkpoint(output_dir)
     if is_main:
         keep_arguments(output_dir, own, settings)
@@ -146,8 +154,12 @@ def run_training(
         if is_main:
             save_model(model, processor, output_dir, model_arguments.save)
     if is_main:
-        write_record(output_dir, own, settings, counts, metrics)
+        write_record(output_dir, model_arguments.model, own, settings, counts, metrics)
     trainer.accelerator.wait_for_everyone()  # gloo aborts a process that ends while another is writing
+    # DistributedDataParallel must not be the last to hold the process group: it would wait for gloo's threads without
+    # releasing the GIL, for which they may wait (pytorch/pytorch#56297; seen once in our tests).
+    trainer.model_wrapped = None
+    trainer.accelerator.free_memory()
     trainer.accelerator.end_training()
 
 

@@ -35,7 +35,7 @@ class EndpointHandler:
 
 
 def _parameters(given: dict) -> dict:
-    """The parameters of the request for the pipeline: those alone that can do no harm, in bounds.
+    """The parameters of the request for the pipeline: only the safe ones, within limits.
 
     `generate` itself can be told to run code from anywhere (custom_generate), so nothing is handed through to it.
     """
