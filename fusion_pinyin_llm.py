@@ -17,9 +17,8 @@ from .encoder_pinyin_llm import Slots, length_mask
 from .tokenization_pinyin_llm import PinyinTokenizer
 
 
-Alignment = list[
-    tuple[int | None, int | None]
-]  # (slot of the bridge, syllable of the other), one of them may be missing
+# (slot of the bridge, syllable of the other); one of them may be missing
+Alignment = list[tuple[int | None, int | None]]
 
 BRIDGE_SHARE = 0.25  # plus what the other leaves open; on unknown voices the bridge is overconfident
 TEXT_CONFIDENCE = 2 / 3  # of a transcript's syllables: each recogniser then has half, and the language model decides

@@ -228,7 +228,7 @@ def convert_pinyin(model, processor, rows: list, batch_size: int = 32, **kwargs)
         **kwargs: For `decode_rows`.
     """
     encode = processor.pinyin_tokenizer.encode_syllables
-    parts = [_cut_evenly(encode(row) if isinstance(row, str) else row) for row in rows]
+    parts = [cut_evenly(encode(row) if isinstance(row, str) else row) for row in rows]
 
     def convert(batch):
         return [result.text for result in decode_rows(model, processor, processor(pinyin=batch), **kwargs)]
@@ -303,7 +303,7 @@ def _cut_at_pauses(syllables: list[Syllable], start: int = 0) -> list[tuple[int,
     return [*_cut_at_pauses(syllables[:cut], start), *_cut_at_pauses(syllables[cut:], start + cut)]
 
 
-def _cut_evenly(row: list) -> list[list]:
+def cut_evenly(row: list) -> list[list]:
     """Parts of at most `LONGEST_ROW` items, of lengths that differ by one at most."""
     count = -(-len(row) // LONGEST_ROW)
     cuts = [len(row) * part // max(count, 1) for part in range(count + 1)]
@@ -404,6 +404,7 @@ __all__ = [
     "NUM_BEAMS",
     "RowResult",
     "convert_pinyin",
+    "cut_evenly",
     "decode_rows",
     "recognize_pinyin",
     "transcribe",

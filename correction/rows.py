@@ -5,12 +5,11 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 
 from ..tokenization_pinyin_llm import HAN_BLOCKS, PinyinTokenizer, is_han
-from ..transcription_pinyin_llm import LONGEST_ROW
+from ..transcription_pinyin_llm import cut_evenly
 
 
 NUMERALS = "零一二三四五六七八九"
@@ -71,9 +70,8 @@ def rows_of(text: str, tokenizer: PinyinTokenizer) -> Iterator[Row]:
 
 def _cut(part: list[tuple[str, int, int | None]]) -> Iterator[Row]:
     """Rows of equal length, at most `LONGEST_ROW`; stretches of numbers alone are left out."""
-    count = -(-len(part) // LONGEST_ROW)
-    for start, end in pairwise(len(part) * number // max(count, 1) for number in range(count + 1)):
-        characters, units, indices = map(list, zip(*part[start:end], strict=True))
+    for slots in cut_evenly(part):
+        characters, units, indices = map(list, zip(*slots, strict=True))
         if any(index is not None for index in indices):
             yield Row("".join(characters), units, indices)
 

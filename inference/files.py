@@ -97,11 +97,7 @@ def plan_outputs(sounds: dict[str, str], folder: str, suffix: str) -> dict[str, 
     for sound, relative in sounds.items():
         is_unique = stems[Path(relative).with_suffix("")] == 1
         target = Path(folder, relative).with_suffix(f".{suffix}") if is_unique else Path(folder, f"{relative}.{suffix}")
-        if target in taken:
-            raise ValueError(
-                f"{taken[target]} and {sound} would both be written to {target}. Give each its own -o DIR."
-            )
-        taken[target] = sound
+        _claim(target, sound, taken)
     return {sound: target for target, sound in taken.items()}
 
 
@@ -116,10 +112,15 @@ def plan_corrections(files: list[str], folder: str) -> dict[str, Path]:
         target = Path(folder, Path(file).name)
         if target.resolve() == Path(file).resolve():
             raise ValueError(f"{file} would be overwritten. Choose another -o DIR.")
-        if target in taken:
-            raise ValueError(f"{taken[target]} and {file} would both be written to {target}. Give each its own -o DIR.")
-        taken[target] = file
+        _claim(target, file, taken)
     return {file: target for target, file in taken.items()}
+
+
+def _claim(target: Path, source: str, taken: dict[Path, str]) -> None:
+    """Note whose output `target` is; an error if it is another's already."""
+    if target in taken:
+        raise ValueError(f"{taken[target]} and {source} would both be written to {target}. Give each its own -o DIR.")
+    taken[target] = source
 
 
 def find_done(targets: dict[str, Path], folder: str) -> set[str]:
