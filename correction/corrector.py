@@ -27,7 +27,7 @@ import torch
 from ..encoder_pinyin_llm import Slots
 from ..ngrams_pinyin_llm import START
 from .confusions import PinyinConfusions
-from .rows import Row, complicate, in_traditional, rows_of
+from .rows import Row, complicate, in_traditional, rows_of, simplify_line
 
 
 SETTINGS_FILE, CONFUSIONS_FILE = (Path(__file__).with_name(name) for name in ("settings.json", "confusions.json"))
@@ -85,7 +85,9 @@ class Edit:
     score: float
 
 
-def correct(model, processor, texts: Iterable[str], strength: float = 1.0, batch_size: int = 32) -> list[Correction]:
+def correct(
+    model, processor, texts: Iterable[str], strength: float = 1.0, batch_size: int = 32, simplified: bool = False
+) -> list[Correction]:
     """Lines of text by any recogniser -> each with its clear errors corrected, in the order given.
 
     Only Han characters change, each into one that sounds the same or nearly so. Everything else stays, to the byte, and
@@ -95,11 +97,13 @@ def correct(model, processor, texts: Iterable[str], strength: float = 1.0, batch
         texts: Lines; an empty one stays empty.
         strength: Preference for the given text: 0 changes a lot, 1 (the default) only clear errors, 2 almost nothing.
         batch_size: Rows of up to 40 characters.
+        simplified: Write traditional lines in simplified characters first; changes then refer to those.
 
     Raises:
         ValueError: The model has no n-grams.
     """
-    return get_corrector(model, processor).correct(list(texts), strength, batch_size)
+    lines = [simplify_line(text) if simplified else text for text in texts]
+    return get_corrector(model, processor).correct(lines, strength, batch_size)
 
 
 def get_corrector(model, processor) -> "TextCorrector":

@@ -92,6 +92,11 @@ def simplify(run: str) -> str:
     return "".join(map(_simplified, run))
 
 
+def simplify_line(text: str) -> str:
+    """A line in simplified characters, by its phrases (乾燥 -> 干燥, 乾坤 -> 乾坤)."""
+    return _converter("t2s").convert(text)
+
+
 def complicate(run: str) -> str:
     """A simplified run in traditional characters, by its phrases (头发 -> 頭髮)."""
     converted = _converter("s2t").convert(run)

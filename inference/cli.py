@@ -162,6 +162,7 @@ def _add_correct(add: Callable) -> None:
         metavar="X",
         help="preference for the given text: 0 weak, 2 strong; default: 1",
     )
+    parser.add_argument("--simplified", action="store_true", help="write traditional text in simplified characters")
     parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="default: %(default)s")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one object per line of text, with each change")

@@ -87,7 +87,7 @@ def correct_files(arguments: argparse.Namespace) -> int:
     form = next((name for name in ("json", "diff") if getattr(arguments, name)), "text")
     documents = {file: read_parts(file) for file in arguments.files}  # bad files are named before the model is loaded
     model, processor = _load(arguments)
-    options = {"strength": arguments.strength, "batch_size": arguments.batch_size}
+    options = {name: getattr(arguments, name) for name in ("strength", "batch_size", "simplified")}
     if not documents and form == "text":
         lines, is_typed = _lines(arguments)
         for text in correct_lines(model, processor, lines, 1 if is_typed else LINES_AT_ONCE, **options):

@@ -1,6 +1,7 @@
-"""`pinyin-llm serve`: OpenAI's POST /v1/audio/transcriptions, by FastAPI and uvicorn.
+"""`pinyin-llm serve`: OpenAI's POST /v1/audio/transcriptions, and POST /v1/text/corrections for the text of any
+recogniser, by FastAPI and uvicorn.
 
-Requests that wait at the same time are transcribed as one batch.
+Sounds that wait at the same time are transcribed as one batch.
 """
 
 import asyncio
@@ -8,20 +9,24 @@ import queue
 import threading
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 import uvicorn
 from fastapi import FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from ..correction.corrector import correct
 from ..transcript_pinyin_llm import FORMATS, Transcript, characters_of
 from ..transcription_pinyin_llm import transcribe
 
 
 LARGEST_BYTES = 25 * 2**20  # OpenAI's limit as well
 FORM_BYTES = 2**16  # of the other fields
+MOST_CHARACTERS = 10_000  # of a request to correct text: some 20 seconds of two cores
 LANGUAGES = {"", "zh", "cmn", "chinese", "mandarin"}  # also with a region or script, as in zh-TW
 MODEL = {"id": "pinyin-llm", "object": "model", "created": 0, "owned_by": "pinyin-llm"}
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -37,8 +42,29 @@ class RequestError(Exception):
         self.status = status
 
 
+class TextRequest(BaseModel):
+    """The body of a request to correct text: lines by any recogniser."""
+
+    texts: list[str] = Field(min_length=1)
+    strength: float = Field(default=1.0, ge=0.0, le=10.0)
+    simplified: bool = False
+
+
+@dataclass
+class Job:
+    """What a client waits for: the transcript of a sound, or the corrections of its lines."""
+
+    work: bytes | TextRequest
+    future: Future
+
+    @property
+    def size(self) -> int:
+        """Short ones go first: text before sound, short sounds before long ones."""
+        return len(self.work) if isinstance(self.work, bytes) else 0
+
+
 class Batcher:
-    """One thread that owns the model and transcribes whatever is waiting as one batch.
+    """One thread that owns the model, corrects text, and transcribes the sounds that wait as one batch.
 
     Args:
         batch_size: Requests, and pieces of sound, at once.
@@ -51,15 +77,15 @@ class Batcher:
         self.thread = threading.Thread(target=self._work, name="transcriber")
         self.thread.start()
 
-    def submit(self, sound: bytes) -> Future:
-        """A future [`Transcript`].
+    def submit(self, work: bytes | TextRequest) -> Future:
+        """A future [`Transcript`] of a sound, or a list of [`Correction`].
 
         Raises:
             RequestError: The queue is full.
         """
         future: Future = Future()
         try:
-            self.waiting.put_nowait((sound, future))
+            self.waiting.put_nowait(Job(work, future))
         except queue.Full:
             raise RequestError(
                 503, f"{self.waiting.maxsize} requests are waiting already. Try again in a second."
@@ -73,31 +99,42 @@ class Batcher:
 
     def _work(self) -> None:
         while jobs := self._next_batch():
-            jobs.sort(key=lambda job: len(job[0]))  # short sounds need not wait for long ones
-            self._transcribe(jobs)
+            jobs.sort(key=lambda job: job.size)
+            sounds = [job for job in jobs if isinstance(job.work, bytes)]
+            for job in jobs[: len(jobs) - len(sounds)]:
+                self._correct(job)
+            if sounds:
+                self._transcribe(sounds)
 
-    def _transcribe(self, jobs: list[tuple[bytes, Future]]) -> None:
-        """Answer all requests; if a batch fails, each is tried alone, and the one that fails gets the error."""
+    def _correct(self, job: Job) -> None:
+        """Answer a request to correct text."""
+        try:
+            job.future.set_result(correct(self.model, self.processor, **job.work.model_dump()))
+        except Exception as error:
+            job.future.set_exception(error)
+
+    def _transcribe(self, jobs: list[Job]) -> None:
+        """Answer all sounds; if a batch fails, each is tried alone, and the one that fails gets the error."""
         waiting = list(jobs)
         try:
-            for transcript in transcribe(self.model, self.processor, [sound for sound, _ in jobs], self.batch_size):
-                waiting.pop(0)[1].set_result(transcript)
+            for transcript in transcribe(self.model, self.processor, [job.work for job in jobs], self.batch_size):
+                waiting.pop(0).future.set_result(transcript)
         except Exception as error:
             if len(jobs) == 1:
-                for _, future in waiting:
-                    future.set_exception(error)
+                for job in waiting:
+                    job.future.set_exception(error)
                 return
         for job in waiting:  # outside the except block: the error would keep the memory of the batch
             self._transcribe([job])
 
-    def _next_batch(self) -> list[tuple[bytes, Future]]:
+    def _next_batch(self) -> list[Job]:
         """Waits for one request and takes all that wait with it; empty when the server stops."""
         jobs: list = []
         while not jobs:  # requests whose clients hung up are dropped
             taken = [self.waiting.get()]
             while taken[-1] is not None and len(taken) < self.batch_size and not self.waiting.empty():
                 taken.append(self.waiting.get())
-            jobs = [job for job in taken if job is not None and job[1].set_running_or_notify_cancel()]
+            jobs = [job for job in taken if job is not None and job.future.set_running_or_notify_cancel()]
             if taken[-1] is None:
                 if jobs:
                     self.waiting.put(None)  # stop after the requests that came before
@@ -166,11 +203,18 @@ def build_server(model, processor, batch_size: int = 32, most_waiting: int = 64)
             raise RequestError(400, f"{file.filename}: {transcript.error}")
         return _answer(transcript, response_format)
 
+    @server.post("/v1/text/corrections")
+    async def corrections(request: Request, body: TextRequest) -> dict:
+        if (size := sum(map(len, body.texts))) > MOST_CHARACTERS:
+            raise RequestError(413, f"texts: expected at most {MOST_CHARACTERS} characters, found {size}. Send parts.")
+        found = await _wait(server.state.batcher.submit(body), request)
+        return {"object": "list", "data": [asdict(correction) for correction in found]}
+
     return server
 
 
-async def _wait(future: Future, request: Request) -> Transcript:
-    """The transcript; if the client hangs up before its turn, the request is cancelled."""
+async def _wait(future: Future, request: Request):
+    """The result; if the client hangs up before its turn, the request is cancelled."""
     waiting = asyncio.wrap_future(future)
     while not (await asyncio.wait([waiting], timeout=POLL_SECONDS))[0]:
         if await request.is_disconnected():

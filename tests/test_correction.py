@@ -71,6 +71,11 @@ def test_traditional_text_stays_traditional(mini):
     assert correction.text == complicate(FAULTLESS)
 
 
+def test_traditional_text_is_simplified_where_asked(mini):
+    texts = ["今後的天氣會很乾燥", "乾坤"]
+    assert [c.text for c in correct(*mini, texts, simplified=True)] == ["今后的天气会很干燥", "乾坤"]
+
+
 def test_more_strength_changes_less(mini):
     counts = [sum(len(c.before) for c in correct(*mini, [WRONG], strength=s)[0].changes) for s in (0.0, 1.0, 2.0, 6.0)]
     assert counts == sorted(counts, reverse=True)

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 import soundfile
 from conftest import COMMAND_LINE, build_model, free_port, save_folder, tone, warm_process
@@ -80,6 +81,18 @@ def test_what_it_refuses(client, tmp_path):
     ):
         with pytest.raises(BadRequestError, match=message):
             client.audio.transcriptions.create(**({"model": "mini", "file": SOUND} | wrong))
+
+
+def test_text_of_any_recogniser_is_corrected(client):
+    def ask(**body) -> httpx.Response:
+        return httpx.post(f"{client.base_url}text/corrections", json=body, timeout=60)
+
+    wrong, empty = ask(texts=["十年后的需求还能继续支撑仿价吗", ""]).json()["data"]
+    assert wrong["text"] == "十年后的需求还能继续支撑房价吗"
+    assert [(change["before"], change["after"]) for change in wrong["changes"]] == [("仿", "房")]
+    assert empty == {"text": "", "changes": []}
+    assert ask(texts=["今後可能會出現"], simplified=True).json()["data"][0]["text"] == "今后可能会出现"
+    assert [ask(texts=texts).status_code for texts in ([], ["好" * 10_001])] == [400, 413]
 
 
 def test_large_upload_is_refused_unread(client):
@@ -170,7 +183,7 @@ def test_what_fails_in_a_batch_fails_alone(monkeypatch):
     batcher = serve.Batcher(None, None, batch_size=8, most_waiting=8)
     with batcher.waiting.mutex:  # so that all three are taken together
         futures = [Future() for _ in range(3)]
-        batcher.waiting.queue.extend(zip([b"one", b"bad", b"two"], futures, strict=True))
+        batcher.waiting.queue.extend(map(serve.Job, [b"one", b"bad", b"two"], futures))
         batcher.waiting.not_empty.notify()
     one, bad, two = futures
     assert (one.result(10).source, two.result(10).source) == (b"one", b"two")
