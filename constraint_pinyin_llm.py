@@ -13,6 +13,8 @@ from .ngrams_pinyin_llm import CharacterNgrams
 from .tokenization_pinyin_llm import PinyinTokenizer
 
 
+SOUND_WEIGHT = 0.3  # of what a bridge recognised, relative to the language model: alone, a bridge is overconfident
+NGRAM_WEIGHT = 0.6  # of n-grams of 60 million characters: 0.4 and 0.7 make a few more errors (docs/log.md)
 LIKELY_UNITS = 8  # units of recognised speech that keep their own probability in a slot; all others get the floor
 ONLY_DEN4 = "扽"  # the one syllable that GB 2312 has no character for
 

@@ -8,6 +8,9 @@ Shape letters: B batch, N slots of the bridge, M syllables of the other recognis
 frames, U pinyin units, W syllables without tone, H width of the language model.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -20,7 +23,11 @@ from .tokenization_pinyin_llm import PinyinTokenizer
 # (slot of the bridge, syllable of the other); one of them may be missing
 Alignment = list[tuple[int | None, int | None]]
 
-BRIDGE_SHARE = 0.25  # plus what the other leaves open; on unknown voices the bridge is overconfident
+# Log-odds of the bridge's weight in a slot that both have: constant, log of the row's slots, the bridge's confidence
+# there, and the other's. On unknown voices the bridge is overconfident, and context helps Whisper in sentences;
+# in words spoken alone it has none, and is worse than the bridge (docs/log.md).
+SHARE_WEIGHTS = (0.5, -0.68, 1.53, -0.84)
+FUSED_SOUND_WEIGHT = 1.5  # of fused probabilities, relative to the language model: two agree on them (docs/log.md)
 TEXT_CONFIDENCE = 2 / 3  # of a transcript's syllables: each recogniser then has half, and the language model decides
 UNPAIRED = 0.7  # alignment cost of a syllable that only one has; a pair costs 0 to 1
 TONED_SHARE = 0.5  # of the similarity of two syllables; the rest ignores the tone
@@ -33,7 +40,27 @@ LEAST_AGREEMENT = 0.2
 MOST_RATIO = 3  # a piece is looked for among so many times its syllables of a transcript
 
 
-SecondOpinion = Recognition  # what is left of the transcript of a whole sound, taken piece by piece
+@dataclass
+class SecondOpinion:
+    """The transcript of a whole sound, which is taken piece by piece.
+
+    Args:
+        whole: All of it.
+        start: How many of its syllables were taken.
+    """
+
+    whole: Recognition
+    start: int = 0
+
+    def left(self) -> torch.Tensor:
+        """(M, U) what was not taken yet."""
+        return self.whole.unit_probs[self.start :]
+
+    def take(self, size: int) -> Recognition:
+        """The next syllables."""
+        part = slice(self.start, self.start + size)
+        self.start += size
+        return Recognition(self.whole.text[part], self.whole.unit_probs[part])
 
 
 def recognize_text(text: str, pinyin_tokenizer: PinyinTokenizer) -> Recognition:
@@ -49,12 +76,17 @@ class PinyinFusion:
 
     Args:
         pinyin_tokenizer: The units.
-        share: The bridge's weight in a slot that both have, 0 to 1.
+        share_weights: See `SHARE_WEIGHTS`.
         penalty: Nats for each slot by which the result differs from the other recogniser's syllables.
     """
 
-    def __init__(self, pinyin_tokenizer: PinyinTokenizer, share: float = BRIDGE_SHARE, penalty: float = COUNT_PENALTY):
-        self.share, self.penalty = share, penalty
+    def __init__(
+        self,
+        pinyin_tokenizer: PinyinTokenizer,
+        share_weights: tuple[float, ...] = SHARE_WEIGHTS,
+        penalty: float = COUNT_PENALTY,
+    ):
+        self.share_weights, self.penalty = share_weights, penalty
         self.syllables = torch.empty(len(pinyin_tokenizer), dtype=torch.long)  # U: each unit's number without its tone
         for number, units in enumerate(pinyin_tokenizer.bases.values()):
             self.syllables[list(units)] = number
@@ -116,14 +148,13 @@ class PinyinFusion:
             unit_probs: (N, U) syllables of the piece.
             is_last: Whether it is the last piece, which gets all that is left.
         """
-        text, others = opinion.text, opinion.unit_probs.to(unit_probs)
+        others = opinion.left().to(unit_probs)
         size = len(others)
         if not is_last:
             window = others[: MOST_RATIO * len(unit_probs) + MOST_RATIO]
             costs = _edit_costs(self._pair_costs(unit_probs, window), len(unit_probs), len(window))
             size = min(range(len(window) + 1), key=costs[-1].__getitem__)  # the cheapest beginning of what is left
-        opinion.text, opinion.unit_probs = text[size:], others[size:]
-        return Recognition(text[:size], others[:size])
+        return opinion.take(size)
 
     def _without_tone(self, probabilities: torch.Tensor) -> torch.Tensor:
         """(.., U) -> (.., W)"""
@@ -166,6 +197,11 @@ class PinyinFusion:
             columns.append(toneless[:, list(found)].sum(-1).clamp(min=LEAST).log())
         return torch.stack(columns, dim=-1)
 
+    def _share(self, slots: int, own: float, other: float) -> float:
+        """The bridge's weight in a slot of a row of `slots`, from the confidence of both."""
+        constant, of_length, of_own, of_other = self.share_weights
+        return 1 / (1 + math.exp(-(constant + of_length * math.log(slots) + of_own * own + of_other * other)))
+
     def _average(self, pairs: Alignment, units: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
         """-> (J, U). What the other leaves open goes to the bridge."""
         rows = []
@@ -175,8 +211,9 @@ class PinyinFusion:
             elif syllable is None:
                 rows.append(units[slot])
             else:
-                known = others[syllable].sum()
-                rows.append((1 - (1 - self.share) * known) * units[slot] + (1 - self.share) * others[syllable])
+                own, other = units[slot], others[syllable]
+                share = self._share(len(pairs), float(own.max()), float(other.max()))
+                rows.append((1 - (1 - share) * other.sum()) * own + (1 - share) * other)
         return torch.stack(rows) if rows else units[:0]
 
 
@@ -230,4 +267,4 @@ def _slot_times(pairs: Alignment, times: torch.Tensor) -> torch.Tensor:
     return torch.tensor(list(zip(bounds[:-1], bounds[1:], strict=True))).to(times).reshape(-1, 2)
 
 
-__all__ = ["PinyinFusion", "recognize_text", "score_sequences"]
+__all__ = ["PinyinFusion", "SecondOpinion", "recognize_text", "score_sequences"]

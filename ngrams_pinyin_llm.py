@@ -62,7 +62,7 @@ class CharacterNgrams:
 
     @classmethod
     def from_lines(cls, lines: Iterable[str], least: int = 2) -> "CharacterNgrams":
-        """Count the lines. Trigrams that occur less than `least` times are dropped.
+        """Count the lines. Bigrams and trigrams that occur less than `least` times are dropped.
 
         Raises:
             ValueError: There are no lines.
@@ -71,18 +71,21 @@ class CharacterNgrams:
         if not len(keys):
             raise ValueError("Expected lines of text to count, found none.")
         characters = np.unique(np.concatenate([keys & LAST, keys >> BITS & LAST]))
-        contexts = np.unique(np.concatenate([keys >> BITS, keys & LAST_TWO]))
-        pairs, before = np.unique(
-            keys & LAST_TWO, return_counts=True
-        )  # after how many characters: Kneser and Ney's idea
+        # of each pair: after how many characters it occurs, which is Kneser and Ney's idea, and how often
+        pairs, indices, before = np.unique(keys & LAST_TWO, return_inverse=True, return_counts=True)
+        pairs_kept = np.bincount(indices, counts) >= least
         singles, before_pairs = np.unique(pairs & LAST, return_counts=True)
         unigrams = np.full(len(characters), 0.5)
         unigrams[np.searchsorted(characters, singles)] = before_pairs
-        pair_shares, bigram_rest = _discount(pairs >> BITS, before, characters)
-        shares, trigram_rest = _discount(keys >> BITS, counts, contexts, least)
+        pair_shares, bigram_rest = _discount(pairs >> BITS, before, characters, pairs_kept)
+        all_contexts = np.unique(np.concatenate([keys >> BITS, pairs]))
+        shares, trigram_rest = _discount(keys >> BITS, counts, all_contexts, counts >= least)
         keys, shares = keys[shares > 0], shares[shares > 0]
+        # a context without trigrams leaves everything to its bigrams, so it need not be stored
+        contexts = np.union1d(keys >> BITS, pairs[pairs_kept])
+        trigram_rest = trigram_rest[np.searchsorted(all_contexts, contexts)]
         bigram_shares = np.zeros(len(contexts))
-        bigram_shares[np.searchsorted(contexts, pairs)] = pair_shares
+        bigram_shares[np.searchsorted(contexts, pairs[pairs_kept])] = pair_shares[pairs_kept]
         with np.errstate(divide="ignore"):
             return cls(
                 characters=characters.astype(np.uint32),
@@ -206,16 +209,16 @@ def _parts(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(part)
 
 
-def _discount(contexts: np.ndarray, counts: np.ndarray, known: np.ndarray, least: int = 1):
+def _discount(contexts: np.ndarray, counts: np.ndarray, known: np.ndarray, kept: np.ndarray):
     """Counts of events after their contexts -> their shares of the probability, and what is left in each context.
 
-    The same discount is taken from each count (Ney, Essen and Kneser 1994); counts under `least` get no share.
+    The same discount is taken from each count (Ney, Essen and Kneser 1994); events that are not `kept` get no share.
     """
     once, twice = (np.count_nonzero(counts == times) for times in (1, 2))
     discount = once / (once + 2 * twice) if once and twice else DEFAULT_DISCOUNT
     indices = np.searchsorted(known, contexts)
     totals = np.bincount(indices, counts, len(known))
-    shares = np.where(counts >= least, (counts - discount) / totals[indices], 0.0)
+    shares = np.where(kept, (counts - discount) / totals[indices], 0.0)
     return shares, 1.0 - np.bincount(indices, shares, len(known))
 
 

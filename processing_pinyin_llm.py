@@ -13,7 +13,7 @@ from transformers.utils import cached_file
 
 from .audio_pinyin_llm import SAMPLING_RATE, load_waveform
 from .configuration_pinyin_llm import num_audio_slots
-from .constraint_pinyin_llm import PinyinConstraint, tokenize_characters
+from .constraint_pinyin_llm import NGRAM_WEIGHT, SOUND_WEIGHT, PinyinConstraint, tokenize_characters
 from .ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
 from .tokenization_pinyin_llm import PinyinTokenizer
 
@@ -321,9 +321,15 @@ class PinyinLlamaProcessor(ProcessorMixin):
         return {"input_features": padded, "input_features_mask": mask}, counts
 
     def pinyin_constraint(
-        self, weight: float = 0.3, floor: float = 1e-4, ngram_weight: float = 0.4
+        self, weight: float = SOUND_WEIGHT, floor: float = 1e-4, ngram_weight: float = NGRAM_WEIGHT
     ) -> PinyinConstraint:
-        """For `model.generate(pinyin_constraint=...)`."""
+        """For `model.generate(pinyin_constraint=...)`.
+
+        Args:
+            weight: Of the log-probabilities of a slot's units, relative to the language model's.
+            floor: Least probability of a unit that may be written.
+            ngram_weight: Of the n-grams' log-probabilities; only beam search uses them.
+        """
         return self._constraint(weight, floor, self.ngrams, ngram_weight)
 
     @lru_cache(maxsize=4)  # noqa: B019

@@ -24,9 +24,10 @@ from .audio_pinyin_llm import (
     why_no_speech,
 )
 from .configuration_pinyin_llm import num_encoder_frames
+from .constraint_pinyin_llm import SOUND_WEIGHT
 from .decoder_pinyin_llm import MandarinTokens, Recognition, recognize
 from .encoder_pinyin_llm import Slots
-from .fusion_pinyin_llm import PinyinFusion, SecondOpinion, recognize_text
+from .fusion_pinyin_llm import FUSED_SOUND_WEIGHT, PinyinFusion, SecondOpinion, recognize_text
 from .tokenization_pinyin_llm import PinyinTokenizer
 from .transcript_pinyin_llm import Chunk, Syllable, Transcript, join_hypotheses
 
@@ -95,7 +96,7 @@ def transcribe(
 
     for source, text in zip(sources, opinions, strict=second_opinions is not None):
         waiting.append(Transcript(source))
-        opinion = None if text is None else recognize_text(text, processor.pinyin_tokenizer)
+        opinion = None if text is None else SecondOpinion(recognize_text(text, processor.pinyin_tokenizer))
         for chunk, piece, is_last in _mark_last(_speech_pieces(waiting[-1], longest_seconds)):
             batch.append((chunk, piece, opinion and (opinion, is_last)))
             if len(batch) == batch_size:
@@ -164,9 +165,13 @@ def transcribe_waveforms(
         if any(second_opinions or ()):
             raise ValueError("A second opinion needs a pinyin_bridge; this model has a pooling projector.")
         return decode_rows(model, processor, inputs, audio_slots=slots, **kwargs)
-    fusion = _fusion(model.config.pinyin_units)
-    if others := _other_recognitions(model, fusion, hidden, mask, slots, second_opinions, recognizers):
-        slots = fusion.fuse(slots, others, model.pinyin_embeddings.weight)
+    fusion, table = _fusion(model.config.pinyin_units), model.pinyin_embeddings.weight
+    if "whisper" in (recognizers or model.config.recognizers or ()):
+        slots = fusion.fuse(slots, _recognize_by_whisper(model, hidden, mask, slots), table)
+        kwargs.setdefault("sound_weight", FUSED_SOUND_WEIGHT)
+    if any(second_opinions or ()):
+        slots = fusion.fuse(slots, _take_opinions(fusion, slots, second_opinions), table)
+        kwargs.setdefault("sound_weight", FUSED_SOUND_WEIGHT)
     syllables = _syllables_of(slots.recognized, processor)
     spans = [_cut_at_pauses(of_waveform) for of_waveform in syllables]
     cuts = [(waveform, start, end) for waveform, own in enumerate(spans) for start, end in own]
@@ -175,24 +180,20 @@ def transcribe_waveforms(
     return [_join(own_rows, own) for own_rows, own in zip(rows, syllables, strict=True)]
 
 
-def _other_recognitions(
-    model, fusion: PinyinFusion, hidden, mask, slots: Slots, opinions, recognizers
-) -> list[Recognition]:
-    """What another recogniser makes of each waveform: the second opinion given, or Whisper's decoder; [] without."""
-    syllables = slots.filled.sum(-1)
-    if any(opinions or ()):
-        parts = []
-        for row, opinion in enumerate(opinions):
-            unit_probs = slots.unit_probs[row, : int(syllables[row])]
-            parts.append(
-                fusion.take(opinion[0], unit_probs, opinion[1]) if opinion else Recognition("", unit_probs[:0])
-            )
-        return parts
-    if "whisper" not in (recognizers or model.config.recognizers or ()):
-        return []
+def _recognize_by_whisper(model, hidden, mask, slots: Slots) -> list[Recognition]:
+    """What Whisper's own decoder makes of each waveform, from the encoder output that the bridge was given."""
     tokens = _mandarin_tokens(model.config.decoder_tokens, model.config.pinyin_units)
     hidden = hidden.to(model.text_decoder.embed_tokens.weight.dtype)
-    return recognize(model.text_decoder, tokens, hidden, num_encoder_frames(mask.sum(-1)), syllables)
+    return recognize(model.text_decoder, tokens, hidden, num_encoder_frames(mask.sum(-1)), slots.filled.sum(-1))
+
+
+def _take_opinions(fusion: PinyinFusion, slots: Slots, opinions: list) -> list[Recognition]:
+    """The part of its sound's transcript that belongs to each waveform; empty without a transcript."""
+    parts = []
+    for row, opinion in enumerate(opinions):
+        unit_probs = slots.unit_probs[row, : int(slots.filled[row].sum())]
+        parts.append(fusion.take(opinion[0], unit_probs, opinion[1]) if opinion else Recognition("", unit_probs[:0]))
+    return parts
 
 
 @lru_cache(maxsize=2)
@@ -237,19 +238,26 @@ def convert_pinyin(model, processor, rows: list, batch_size: int = 32, **kwargs)
 
 
 def decode_rows(
-    model, processor, inputs, constrained: bool = True, num_return_sequences: int = 1, **generate_kwargs
+    model,
+    processor,
+    inputs,
+    constrained: bool = True,
+    sound_weight: float = SOUND_WEIGHT,
+    num_return_sequences: int = 1,
+    **generate_kwargs,
 ) -> list[RowResult]:
     """A batch made by `PinyinLlamaProcessor` -> the text of each row.
 
     Args:
         inputs: Speech or pinyin, without answers.
         constrained: Allow only characters that can be read as their slots sound; needs typed pinyin, or a bridge.
+        sound_weight: Of the probabilities of recognised syllables, relative to the language model's.
         num_return_sequences: Hypotheses per row; from 2 on they are returned with their scores.
         **generate_kwargs: For `model.generate`, e.g. `num_beams=3`.
     """
     inputs = inputs.to(model.device)
     if constrained:
-        generate_kwargs["pinyin_constraint"] = processor.pinyin_constraint()
+        generate_kwargs["pinyin_constraint"] = processor.pinyin_constraint(sound_weight)
     prompt_length = inputs["input_ids"].shape[1]
     if num_return_sequences == 1:
         output = model.generate(**inputs, **generate_kwargs)

@@ -107,6 +107,15 @@ def test_decoder_is_saved_and_a_batch_is_its_clips(both, clips, tmp_path):
     assert loaded.config.recognizers == ["bridge", "whisper"]
 
 
+def test_both_recognisers_of_the_mini_model(mini):
+    """By default both: hardly an error in sentences and words of known speakers; a batch is its clips."""
+    sounds = sorted(str(SAMPLES / name) for name in REFERENCES)
+    together = texts(*mini, sounds)
+    assert score([REFERENCES[Path(sound).name] for sound in sounds], together).cer < 0.05
+    assert together == [texts(*mini, [sound])[0] for sound in sounds]
+    assert together != texts(*mini, sounds, recognizers=["bridge"])
+
+
 def test_where_the_bridge_finds_nothing_the_decoder_is_silent(mini, both):
     """Whatever the decoder makes of silence, noise or a tone."""
     model, processor = both
@@ -115,14 +124,16 @@ def test_where_the_bridge_finds_nothing_the_decoder_is_silent(mini, both):
     assert len(texts(*mini, [quiet], second_opinions=["今天天气很好"])[0]) <= 3
 
 
-def test_recognisers_that_a_model_lacks_are_refused(both, mini, capsys):
+def test_recognisers_that_a_model_lacks_are_refused(both, tmp_path, capsys):
+    lacking = build_model("pinyin_bridge")
     with pytest.raises(ValueError, match="no Whisper decoder"):
-        mini[0].config.check_recognizers(["bridge", "whisper"])
+        lacking.config.check_recognizers(["bridge", "whisper"])
     with pytest.raises(ValueError, match="pooling"):
         build_model("mean").config.check_recognizers(["bridge"])
     with pytest.raises(ValueError, match="found whisper"):
         both[0].config.check_recognizers(["whisper"])
-    assert main(["transcribe", SENTENCES[0], "--recognizers", "bridge,whisper"]) == 2
+    folder = save_folder(lacking, tmp_path)
+    assert main(["transcribe", SENTENCES[0], "--model", folder, "--recognizers", "bridge,whisper"]) == 2
     assert "no Whisper decoder" in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ class CountArguments:
 
     texts: list[str] = field(metadata={"help": "Text files, a sentence per line (see corpora/plain_text.py)."})
     model: str = field(metadata={"help": "Folder of the model that gets the n-grams."})
-    least: int = field(default=2, metadata={"help": "Trigrams that occur less often are dropped."})
+    least: int = field(default=2, metadata={"help": "Bigrams and trigrams that occur less often are dropped."})
 
 
 def main(argv: list[str] | None = None) -> int:
