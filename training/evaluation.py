@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..audio_pinyin_llm import load_waveform
-from ..corpora.manifest import read_manifest
+from ..corpora.manifest import ManifestError, read_manifest
 from ..scoring.cer import score, score_syllables
 from ..transcription_pinyin_llm import convert_pinyin, recognize_pinyin, transcribe_clips
 from .arguments import SpeechArguments
@@ -47,6 +47,8 @@ def speech_evaluation(processor, arguments: SpeechArguments, rows: int) -> Evalu
     sets = {}
     for path in arguments.eval_manifests:
         table = read_manifest(path)[:rows]
+        if not any(table["text"]):
+            raise ManifestError(f"{path}: expected clips with texts, found {len(table['text'])} rows without.")
         name = f"{Path(path).parent.name}_{Path(path).stem}"
         sets[name] = (table["text"], [load_waveform(file) for file in table["audio"]])
 

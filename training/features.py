@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..audio_pinyin_llm import SAMPLING_RATE, AudioError, load_waveform, why_no_speech
 from ..configuration_pinyin_llm import num_encoder_frames
+from ..corpora.manifest import ManifestError
 from ..inference.loading import has_fast_bfloat16
 from .perturbation import Change
 
@@ -39,6 +40,9 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
 
     Returns:
         The rows with `hidden` (T * D float16, flat) and `mel_frames`.
+
+    Raises:
+        ManifestError: No clip can be used.
     """
     parts, counts = [], {}
     fingerprint = _fingerprint(rows, model, processor)
@@ -52,6 +56,9 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
         parts.append(concatenate_datasets([rows.select(list(encoded["row"])), encoded.remove_columns("row")], axis=1))
         counted = json.loads((part / COUNTS).read_text(encoding="utf-8"))
         counts |= {f"{reason}_at_{name}": n for reason, n in counted.items()}
+    if not any(map(len, parts)):
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.items() if n)
+        raise ManifestError(f"Expected sounds to learn from, found none in {len(rows)} clips: {reasons}.")
     return concatenate_datasets(parts), counts
 
 

@@ -6,7 +6,7 @@ from datasets import Dataset, concatenate_datasets
 from torch.nn.utils.rnn import pad_sequence
 
 from ..configuration_pinyin_llm import num_audio_slots, num_encoder_frames
-from ..corpora.manifest import read_manifest
+from ..corpora.manifest import ManifestError, read_manifest
 from ..scoring.normalization import han_only, read_aloud
 from .arguments import SpeechArguments, TextArguments
 from .features import cache_features, unpack
@@ -20,7 +20,11 @@ FRAMES_PER_SPAN = 5  # a span is 5.5 frames long on average
 
 
 def read_speech(manifests: list[str], pinyin_tokenizer) -> tuple[Dataset, dict]:
-    """Manifests -> one dataset with `characters` and their `units`, and counts. The text may also be written pinyin."""
+    """Manifests -> one dataset with `characters` and their `units`, and counts. The text may also be written pinyin.
+
+    Raises:
+        ManifestError: A manifest that cannot be read, or no clip with a text.
+    """
 
     def read(text):
         characters, ids = pinyin_tokenizer.encode_characters(han_only(read_aloud(text)))
@@ -29,6 +33,9 @@ def read_speech(manifests: list[str], pinyin_tokenizer) -> tuple[Dataset, dict]:
 
     rows = concatenate_datasets([read_manifest(path) for path in manifests]).map(read, input_columns="text")
     kept = rows.filter(len, input_columns="units")
+    if not len(kept):
+        found = f"{len(rows)} rows, none with Han characters or toned pinyin" if len(rows) else "no row"
+        raise ManifestError(f"{', '.join(manifests)}: expected clips and what is said in them, found {found}.")
     return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "without_text": len(rows) - len(kept)}
 
 
