@@ -33,7 +33,16 @@ CLAUSE_END = re.compile(r"[,、:\s—]+")
 FOREIGN_RUN = re.compile(rf"(?:[^\W{HAN_CLASS}_]|[@#$%&*+/=\\|<>^~_])+")
 
 
-COUNTS = ("read", "kept", "characters", "held_out", "duplicate", "nothing_left", "undecodable_bytes")
+COUNTS = (
+    "read",
+    "kept",
+    "characters",
+    "held_out",
+    "duplicate",
+    "nothing_left",
+    "with_foreign_words",
+    "undecodable_bytes",
+)
 
 WINDOW = 10
 SHORTEST_FRAGMENT = 5
@@ -198,6 +207,7 @@ def _clean_lines(
 ) -> Iterator[str]:
     """The lines of one sentence that are neither held out nor repeated; counts the others."""
     counts["read"] += 1
+    counts["with_foreign_words"] += bool(FOREIGN_RUN.search(sentence))
     if sentence in held_out:
         counts["held_out"] += 1
         return
@@ -315,6 +325,8 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(counts))
     if damaged := counts["undecodable_bytes"]:
         print(f"warning: {damaged:,} bytes are not UTF-8; each ends a sentence.", file=sys.stderr)
+    if arguments.non_han == "delete" and (foreign := counts["with_foreign_words"]):
+        print(f"warning: foreign words are cut out of {foreign:,} sentences, which read otherwise.", file=sys.stderr)
     return 0
 
 

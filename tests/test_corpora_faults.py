@@ -118,6 +118,21 @@ def test_a_few_damaged_bytes_end_their_sentence_and_are_counted(tmp_path, capsys
     assert "warning: 1 bytes are not UTF-8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [("split", ["写一份很长的报告", "今天天气很好"]), ("drop", ["今天天气很好"]),
+     ("delete", ["我用写一份很长的报告", "今天天气很好"])],
+)  # fmt: skip
+def test_sentences_with_foreign_words_are_counted(policy, kept, tmp_path, capsys):
+    write(tmp_path / "raw.txt", "我用Word写一份很长的报告。今天天气很好。")
+    arguments = ["--inputs", str(tmp_path / "raw.txt"), "--output", str(tmp_path / "out.txt"), "--non_han", policy]
+    assert plain_text.main(arguments) == 0
+    assert (tmp_path / "out.txt").read_text("utf-8").split() == kept
+    talk = capsys.readouterr()
+    assert '"with_foreign_words": 1' in talk.out
+    assert ("cut out of 1 sentences" in talk.err) == (policy == "delete")
+
+
 @pytest.mark.parametrize("content", ["", "\n\n", "Nothing in Chinese here.\n", "好\n"])
 def test_nothing_kept_is_an_error(content, tmp_path, capsys):
     write(tmp_path / "raw.txt", content)

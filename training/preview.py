@@ -34,7 +34,7 @@ def preview_stage_2(config, processor, arguments: ModelArguments, speech: Speech
     collator, counts, rows = SpeechCollator(processor, config, speech.learn), {}, []
     examples, seconds = 0, 0.0
     for name, (manifests, changes) in speech_groups(speech).items():
-        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
+        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer, speech.other_letters)
         rows += list(clips)
         examples += len(clips) * len(changes)
         seconds += sum(clips["seconds"]) * sum(1 / change.speed for change in changes.values())
