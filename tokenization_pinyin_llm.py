@@ -61,12 +61,7 @@ class PinyinTokenizer:
     """
 
     def __init__(self, units: list[str]):
-        digest = hashlib.sha256(("\n".join(units) + "\n").encode()).hexdigest()
-        if digest != PINYIN_UNITS_SHA256:
-            raise PinyinError(
-                f"The pinyin units are not the frozen list: expected {NUM_PINYIN_UNITS} units with sha256 "
-                f"{PINYIN_UNITS_SHA256}, found {len(units)} with {digest}. Restore {PINYIN_UNITS_FILE}."
-            )
+        check_units(units)
         self.units = units
         self.ids = {unit: i for i, unit in enumerate(units)}
         self.bases: dict[str, tuple[int, ...]] = {}
@@ -230,6 +225,20 @@ class PinyinTokenizer:
                 table[chr(number)] = tuple(sorted(read))
         table["儿"] += (self.ids["r5"],)  # 花儿 is hua1 r5
         return table
+
+
+def check_units(units: list[str]) -> None:
+    """Refuse units that are not those of this release in their order, by which rows of the pinyin table are found.
+
+    Raises:
+        PinyinError: Names both hashes and both numbers.
+    """
+    digest = hashlib.sha256(("\n".join(units) + "\n").encode()).hexdigest()
+    if digest != PINYIN_UNITS_SHA256:
+        raise PinyinError(
+            f"The pinyin units are not the frozen list: expected {NUM_PINYIN_UNITS} units with sha256 "
+            f"{PINYIN_UNITS_SHA256}, found {len(units)} with {digest}. Restore {PINYIN_UNITS_FILE}."
+        )
 
 
 def _words(text: str) -> list[str]:
