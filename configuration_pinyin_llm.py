@@ -1,10 +1,11 @@
 """Every number of a PinyinLLM model that must survive a reload."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -18,8 +19,9 @@ POOLINGS = ("mean", "max", "attention", "stack", "conv")
 RELEASE = 1
 # Without these a file would be completed by the paper's sizes, 7 billion parameters.
 REQUIRED = ("audio_config", "text_config", "audio_token_id", "pinyin_token_id", "projector_type", "projector_stride")
+AUDIO_SIZES = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
 REQUIRED_OF_PARTS = {
-    "audio_config": ("model_type", "d_model", "encoder_layers", "num_mel_bins"),
+    "audio_config": ("model_type", *AUDIO_SIZES),
     "text_config": ("model_type", "hidden_size", "vocab_size"),
 }
 LONGEST_REASON = 300  # characters of another library's message
@@ -34,6 +36,25 @@ def num_encoder_frames(num_mel_frames):
 def num_audio_slots(num_mel_frames, stride: int):
     """Mel frames -> slots of the speech in the prompt. The one formula that processing and modeling share."""
     return (num_encoder_frames(num_mel_frames) + stride - 1) // stride
+
+
+@contextmanager
+def naming_faults(source: str) -> Iterator[None]:
+    """Whatever a damaged file makes another library raise, down to a bare Exception, becomes one ValueError.
+
+    Args:
+        source: The file or folder that is being read, for the message; errors that name it already stay as they are.
+    """
+    try:
+        yield
+    except (ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" or (isinstance(error, ValueError) and source in str(error)):
+            raise
+        reason = " ".join(str(error).split())[:LONGEST_REASON]  # transformers may list all types that it knows
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{source}: {kind}{reason.removesuffix('.')}. Restore this file or folder.") from error
 
 
 def _missing_keys(values: dict) -> list[str]:
@@ -154,11 +175,8 @@ class PinyinLlamaConfig(PreTrainedConfig):
         values = _read_values(cls, name, kwargs)
         if (found := values.get("model_type")) != cls.model_type:
             raise ValueError(f"{name} is a {found} checkpoint; expected {cls.model_type}. Name a PinyinLLM model.")
-        try:
+        with naming_faults(f"{name}, config.json"):
             return super().from_pretrained(name, **kwargs)
-        except (StrictDataclassError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:LONGEST_REASON]  # transformers may list all types that it knows
-            raise ValueError(f"{name}, config.json: {reason.removesuffix('.')}.") from error
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -199,6 +217,8 @@ class PinyinLlamaConfig(PreTrainedConfig):
         if self.audio_token_id == self.pinyin_token_id or min(self.audio_token_id, self.pinyin_token_id) < 0:
             found = f"{self.audio_token_id} and {self.pinyin_token_id}"
             raise ValueError(f"audio_token_id and pinyin_token_id must be two different tokens, found {found}.")
+        if wrong := [f"{name} {size}" for name in AUDIO_SIZES if (size := getattr(self.audio_config, name)) < 1]:
+            raise ValueError(f"The sizes of audio_config must be at least 1, found {', '.join(wrong)}.")
         if self.projector_stride < 1:
             raise ValueError(f"projector_stride must be at least 1 encoder frame, found {self.projector_stride}.")
         num_units = self.pinyin_vocab_size if self.pinyin_units is None else len(self.pinyin_units.split())

@@ -12,7 +12,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import CONFIG_NAME, cached_file
 
 from .audio_pinyin_llm import SAMPLING_RATE, load_waveform
-from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots
+from .configuration_pinyin_llm import PinyinLlamaConfig, naming_faults, num_audio_slots
 from .constraint_pinyin_llm import PinyinConstraint, tokenize_characters
 from .ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
 from .tokenization_pinyin_llm import PinyinTokenizer
@@ -78,9 +78,10 @@ class PinyinLlamaProcessor(ProcessorMixin):
         """With the n-grams of the folder, if it has any (training/count_ngrams.py).
 
         Raises:
-            ValueError: The model's configuration in the same folder has other numbers.
+            ValueError: A file cannot be read, or the model's configuration in the same folder has other numbers.
         """
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with naming_faults(str(pretrained_model_name_or_path)):
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         processor._check_config_of(pretrained_model_name_or_path, where)
         where["_raise_exceptions_for_missing_entries"] = False
@@ -91,7 +92,8 @@ class PinyinLlamaProcessor(ProcessorMixin):
             warnings.warn(message, stacklevel=2)
             path = None
         if path:
-            processor.ngrams = CharacterNgrams.load(path)
+            with naming_faults(str(path)):
+                processor.ngrams = CharacterNgrams.load(path)
         return processor
 
     def _check_config_of(self, folder, where: dict) -> None:

@@ -56,9 +56,6 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
         parts.append(concatenate_datasets([rows.select(list(encoded["row"])), encoded.remove_columns("row")], axis=1))
         counted = json.loads((part / COUNTS).read_text(encoding="utf-8"))
         counts |= {f"{reason}_at_{name}": n for reason, n in counted.items()}
-    if not any(map(len, parts)):
-        reasons = ", ".join(f"{reason} {n}" for reason, n in counts.items() if n)
-        raise ManifestError(f"Expected sounds to learn from, found none in {len(rows)} clips: {reasons}.")
     return concatenate_datasets(parts), counts
 
 
@@ -83,13 +80,20 @@ def _encode_to_disk(rows: Dataset, model, processor, change: Change, part: Path)
     counts = {"unreadable": 0, "silent": 0, "too_long": 0}
     partial = part.with_name(part.name + ".partial")
     with TemporaryDirectory(dir=part.parent) as scratch:
-        encoded = Dataset.from_generator(
-            lambda: _encode(rows, model, processor, change, counts),
-            features=FEATURES,
-            cache_dir=scratch,
-            writer_batch_size=WRITTEN_AT_ONCE,
-            fingerprint=part.name,  # otherwise `datasets` would hash the model
-        )
+        try:
+            encoded = Dataset.from_generator(
+                lambda: _encode(rows, model, processor, change, counts),
+                features=FEATURES,
+                cache_dir=scratch,
+                writer_batch_size=WRITTEN_AT_ONCE,
+                fingerprint=part.name,  # otherwise `datasets` would hash the model
+            )
+        except ValueError as error:  # of `datasets`, which knows no empty set
+            if sum(counts.values()) < len(rows):
+                raise
+            reasons = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
+            found = f"found none in {len(rows)} clips ({reasons}), such as {rows[0]['audio']}"
+            raise ManifestError(f"Expected sounds to learn from, {found}.") from error
         encoded.save_to_disk(partial)
     (partial / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
     partial.rename(part)
