@@ -1,15 +1,31 @@
 """Every number of a PinyinLLM model that must survive a reload."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .tokenization_pinyin_llm import check_units
 
 
 PROJECTOR_TYPES = ("pooling", "pinyin_bridge")
 RECOGNIZERS = ("bridge", "whisper")
 POOLINGS = ("mean", "max", "attention", "stack", "conv")
 RELEASE = 1
+# Without these a file would be completed by the paper's sizes, 7 billion parameters.
+REQUIRED = ("audio_config", "text_config", "audio_token_id", "pinyin_token_id", "projector_type", "projector_stride")
+AUDIO_SIZES = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
+REQUIRED_OF_PARTS = {
+    "audio_config": ("model_type", *AUDIO_SIZES),
+    "text_config": ("model_type", "hidden_size", "vocab_size"),
+}
+LONGEST_REASON = 300  # characters of another library's message
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def num_encoder_frames(num_mel_frames):
@@ -20,6 +36,50 @@ def num_encoder_frames(num_mel_frames):
 def num_audio_slots(num_mel_frames, stride: int):
     """Mel frames -> slots of the speech in the prompt. The one formula that processing and modeling share."""
     return (num_encoder_frames(num_mel_frames) + stride - 1) // stride
+
+
+@contextmanager
+def naming_faults(source: str) -> Iterator[None]:
+    """Whatever a damaged file makes another library raise, down to a bare Exception, becomes one ValueError.
+
+    Args:
+        source: The file or folder that is being read, for the message; errors that name it already stay as they are.
+    """
+    try:
+        yield
+    except (ImportError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" or (isinstance(error, ValueError) and source in str(error)):
+            raise
+        reason = " ".join(str(error).split())[:LONGEST_REASON]  # transformers may list all types that it knows
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{source}: {kind}{reason.removesuffix('.')}. Restore this file or folder.") from error
+
+
+def _missing_keys(values: dict) -> list[str]:
+    """Keys that a config.json must have and `values` have not, those of a part as "text_config.hidden_size"."""
+    missing = [key for key in REQUIRED if values.get(key) is None]
+    for part, keys in REQUIRED_OF_PARTS.items():
+        found = values.get(part)
+        if isinstance(found, dict):
+            kind = found.get("model_type")
+            names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+            missing += [f"{part}.{key}" for key in keys if found.get(names.get(key, key), found.get(key)) is None]
+    return missing
+
+
+def _read_values(config_class, name, arguments: dict) -> dict:
+    """The content of a config.json."""
+    try:
+        values = config_class.get_config_dict(name, **arguments)[0]
+    except (AttributeError, TypeError):  # transformers expects an object
+        values = None
+    if values == {}:
+        raise OSError(f"{name}: expected a model folder with config.json, found none in it.")
+    if not isinstance(values, dict):
+        raise ValueError(f"{name}, config.json: expected a JSON object, found something else.")
+    return values
 
 
 @strict
@@ -103,19 +163,33 @@ class PinyinLlamaConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers, but the configuration of another model is refused by name, not filled with defaults.
+        """As in transformers, but the configuration of another model is refused by name, and nothing is filled in.
 
         Raises:
-            ValueError: A checkpoint of another kind, or a field of another type.
+            OSError: No such folder or Hub id, or no config.json in it.
+            ValueError: A checkpoint of another kind, a required key that is missing, or a value that cannot be.
         """
         name = pretrained_model_name_or_path
-        found = cls.get_config_dict(name, **kwargs)[0].get("model_type")
-        if found != cls.model_type:
+        if not Path(name).exists() and not HUB_ID.fullmatch(str(name)):
+            raise OSError(f"{name}: expected the folder of a PinyinLLM model or a Hub id, found no such folder.")
+        values = _read_values(cls, name, kwargs)
+        if (found := values.get("model_type")) != cls.model_type:
             raise ValueError(f"{name} is a {found} checkpoint; expected {cls.model_type}. Name a PinyinLLM model.")
-        try:
+        with naming_faults(f"{name}, config.json"):
             return super().from_pretrained(name, **kwargs)
-        except StrictDataclassError as error:
-            raise ValueError(f"{name}, config.json: {' '.join(str(error).split())}.") from error
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As in transformers, which calls this for every config.json, but all required keys must be there.
+
+        Raises:
+            ValueError: Names the keys that are missing.
+        """
+        if missing := [key for key in _missing_keys(config_dict) if key not in kwargs]:
+            raise ValueError(
+                f"expected {', '.join(missing)} in the configuration of a model, found none. Restore them."
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict:
         """As in transformers, without the paths that the parts were loaded from, which are often somebody's folders."""
@@ -140,11 +214,18 @@ class PinyinLlamaConfig(PreTrainedConfig):
             raise ValueError(f"projector_type must be one of {PROJECTOR_TYPES}, found {self.projector_type!r}.")
         if self.projector_pooling not in POOLINGS:
             raise ValueError(f"projector_pooling must be one of {POOLINGS}, found {self.projector_pooling!r}.")
+        if self.audio_token_id == self.pinyin_token_id or min(self.audio_token_id, self.pinyin_token_id) < 0:
+            found = f"{self.audio_token_id} and {self.pinyin_token_id}"
+            raise ValueError(f"audio_token_id and pinyin_token_id must be two different tokens, found {found}.")
+        if wrong := [f"{name} {size}" for name in AUDIO_SIZES if (size := getattr(self.audio_config, name)) < 1]:
+            raise ValueError(f"The sizes of audio_config must be at least 1, found {', '.join(wrong)}.")
         if self.projector_stride < 1:
             raise ValueError(f"projector_stride must be at least 1 encoder frame, found {self.projector_stride}.")
         num_units = self.pinyin_vocab_size if self.pinyin_units is None else len(self.pinyin_units.split())
         if num_units != self.pinyin_vocab_size:
             raise ValueError(f"pinyin_vocab_size is {self.pinyin_vocab_size}, but pinyin_units has {num_units} units.")
+        if self.pinyin_units is not None:
+            check_units(self.pinyin_units.split())
         if self.recognizers is not None:
             self.check_recognizers(self.recognizers)
         if self.projector_type == "pinyin_bridge" and self.pinyin_units is None:

@@ -9,7 +9,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, WhisperConfig
 from transformers import initialization as init
@@ -17,7 +16,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
 from transformers.utils.deprecation import deprecate_kwarg
 
-from .configuration_pinyin_llm import PinyinLlamaConfig, num_audio_slots, num_encoder_frames
+from .configuration_pinyin_llm import PinyinLlamaConfig, naming_faults, num_audio_slots, num_encoder_frames
 from .decoder_pinyin_llm import PinyinLlamaTextDecoder
 from .delta_pinyin_llm import load_delta, name_base, read_delta_config
 from .encoder_pinyin_llm import PinyinBridge, PinyinLlamaAudioTower, PoolingProjector, Slots, length_mask
@@ -135,18 +134,17 @@ class PinyinLlamaForASR(PinyinLlamaPreTrainedModel, PinyinLlamaGenerationMixin):
         """As in transformers, but a checkpoint with missing or NaN weights is refused, never completed at random.
 
         Raises:
-            ValueError: Names the keys that are missing, unexpected, of another shape, or not finite.
+            ValueError: A file cannot be read; or names the keys that are missing, unexpected, of another shape, or not
+                finite.
         """
         source = pretrained_model_name_or_path
         # Mismatched sizes are let through here, to be refused below with all other problems.
         kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-        try:
+        with naming_faults(str(source)):
             if config := read_delta_config(source, kwargs):
                 model, info = load_delta(cls, source, config, kwargs)
             else:
                 model, info = super().from_pretrained(source, *args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"{source}: damaged safetensors ({error}). Download it again.") from error
         problems = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         tensors = [*model.named_parameters(), *model.named_buffers()]
         # Quantized tensors are classes of their own, without isfinite.

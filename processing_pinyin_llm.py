@@ -9,10 +9,10 @@ from string import Template
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
-from transformers.utils import cached_file
+from transformers.utils import CONFIG_NAME, cached_file
 
 from .audio_pinyin_llm import SAMPLING_RATE, load_waveform
-from .configuration_pinyin_llm import num_audio_slots
+from .configuration_pinyin_llm import PinyinLlamaConfig, naming_faults, num_audio_slots
 from .constraint_pinyin_llm import NGRAM_WEIGHT, SOUND_WEIGHT, PinyinConstraint, tokenize_characters
 from .ngrams_pinyin_llm import FILE_NAME, CharacterNgrams
 from .tokenization_pinyin_llm import PinyinTokenizer
@@ -75,9 +75,15 @@ class PinyinLlamaProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """With the n-grams of the folder, if it has any (training/count_ngrams.py)."""
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        """With the n-grams of the folder, if it has any (training/count_ngrams.py).
+
+        Raises:
+            ValueError: A file cannot be read, or the model's configuration in the same folder has other numbers.
+        """
+        with naming_faults(str(pretrained_model_name_or_path)):
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        processor._check_config_of(pretrained_model_name_or_path, where)
         where["_raise_exceptions_for_missing_entries"] = False
         try:
             path = cached_file(pretrained_model_name_or_path, FILE_NAME, **where)
@@ -86,8 +92,37 @@ class PinyinLlamaProcessor(ProcessorMixin):
             warnings.warn(message, stacklevel=2)
             path = None
         if path:
-            processor.ngrams = CharacterNgrams.load(path)
+            with naming_faults(str(path)):
+                processor.ngrams = CharacterNgrams.load(path)
         return processor
+
+    def _check_config_of(self, folder, where: dict) -> None:
+        """Refuse a folder whose config.json has other numbers; a processor may also lie in a folder of its own."""
+        quiet = dict.fromkeys(("missing_entries", "connection_errors", "gated_repo"), False)
+        if cached_file(
+            folder, CONFIG_NAME, **where, **{f"_raise_exceptions_for_{why}": on for why, on in quiet.items()}
+        ):
+            try:
+                self.check_config(PinyinLlamaConfig.from_pretrained(folder, **where))
+            except ValueError as error:
+                raise ValueError(f"{folder}: {error}") from error
+
+    def check_config(self, config: PinyinLlamaConfig) -> None:
+        """Refuse a model that this processor does not fit.
+
+        Raises:
+            ValueError: Names both values.
+        """
+        tokens = len(self.tokenizer) - len({AUDIO_TOKEN, PINYIN_TOKEN})
+        if tokens > config.vocab_size:
+            found = f"The tokenizer has {tokens} tokens, but the language model {config.vocab_size}"
+            raise ValueError(f"{found}. It is another model's: restore tokenizer.json.")
+        own = {name: getattr(self, name) for name in ("audio_token_id", "pinyin_token_id", "projector_stride")}
+        theirs = {name: getattr(config, name) for name in own}
+        own["mel bins"], theirs["mel bins"] = self.feature_extractor.feature_size, config.audio_config.num_mel_bins
+        if wrong := [f"{name}: {own[name]} and {theirs[name]}" for name in own if own[name] != theirs[name]]:
+            found = "; ".join(wrong)
+            raise ValueError(f"The processor and config.json differ in {found}. Take both from one model.")
 
     def save_pretrained(self, save_directory, **kwargs):
         path = Path(save_directory, FILE_NAME)

@@ -8,7 +8,6 @@ ng, ê); `corpora/pinyin_units.py` rebuilds it.
 import hashlib
 import re
 import unicodedata
-from contextlib import suppress
 from functools import cache, cached_property
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from itertools import groupby
@@ -29,10 +28,15 @@ ALIASES = {
     "er5": "er2",
 }  # fmt: skip
 TONES_BY_NUMBER_OF_UNITS = "41325"
-TONE_MARKS = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4"}
+TONE_MARKS = {"\u0304": "1", "\u0301": "2", "\u030c": "3", "\u0300": "4", "\u0306": "3"}  # a breve is taken for a caron
 VOWEL_MARKS = {"a": "āáǎà", "e": "ēéěè", "i": "īíǐì", "o": "ōóǒò", "u": "ūúǔù", "ü": "ǖǘǚǜ"}
-SYLLABLE = re.compile(r"([a-zê]+(?:ü[a-z]*)?|ü[a-z]*)([0-5]?)")
-LUE_NUE = re.compile("(?<=^[ln])ue")  # lüe and nüe typed without ü; no other syllable is spelled like this
+WORD = re.compile("(?:[^0-9]+[0-5]?)+")
+CHUNK = re.compile("([^0-9]+)([0-5]?)")  # of a word: syllables without digits, and the digit that ends the last of them
+LONGEST_SYLLABLE = 6  # letters, as in zhuang
+# How letters are typed: u: and v for ü, lue and nue for lüe and nüe (no other syllable is spelled like this), and the
+# letters of phonetic fonts.
+TYPED = ((re.compile("(?<=[ln])u:|v"), "ü"), (re.compile("(?<=[ln])ue"), "üe"), (re.compile("ɑ"), "a"),
+         (re.compile("ɡ"), "g"))  # fmt: skip
 HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
@@ -57,12 +61,7 @@ class PinyinTokenizer:
     """
 
     def __init__(self, units: list[str]):
-        digest = hashlib.sha256(("\n".join(units) + "\n").encode()).hexdigest()
-        if digest != PINYIN_UNITS_SHA256:
-            raise PinyinError(
-                f"The pinyin units are not the frozen list: expected {NUM_PINYIN_UNITS} units with sha256 "
-                f"{PINYIN_UNITS_SHA256}, found {len(units)} with {digest}. Restore {PINYIN_UNITS_FILE}."
-            )
+        check_units(units)
         self.units = units
         self.ids = {unit: i for i, unit in enumerate(units)}
         self.bases: dict[str, tuple[int, ...]] = {}
@@ -103,40 +102,76 @@ class PinyinTokenizer:
         raise PinyinError(f"{syllable!r} is not a Mandarin syllable. Write it like 'ni3', 'lü4' or 'zhong1'.")
 
     def encode_syllables(self, text: str, errors: str = "raise") -> list[tuple[int, ...]]:
-        """Written pinyin, syllables separated ("ni3 hao3", "ni hao", "nǐ hǎo") -> the ids each may stand for.
+        """Written pinyin ("ni3 hao3", "ni hao", "nǐ hǎo", "ni3hao3", "nihao") -> the ids each syllable may stand for.
 
         Args:
-            text: Syllables separated by spaces or apostrophes. v and u: are read as ü, lue and nue as lüe and nüe,
-                tone 0 as neutral.
-            errors: "raise", or "ignore" to leave out anything that is not a syllable.
+            text: Words of one syllable or several, separated by spaces, apostrophes or other punctuation. Without
+                digits or marks a word is cut into the fewest syllables, and a consonant belongs to the following
+                vowel: xian is one, xi'an two, fangan is fan gan. An r after a syllable (huar1, hua1r) is one of its
+                own, 儿. v and u: are read as ü, lue and nue as lüe and nüe, tone 0 as neutral.
+            errors: "raise", or "ignore" to leave out words that are not pinyin.
 
         Returns:
-            For each syllable one id, or all tones of its base where no tone is written.
+            For each syllable one id, or all tones of its base where no tone is written, or a neutral one that has no
+            row.
+
+        Raises:
+            PinyinError: A word is not pinyin and `errors="raise"`.
         """
         _check_policy(errors, ("raise", "ignore"))
         slots = []
-        for written in re.split(r"[\s'’·]+", unicodedata.normalize("NFKC", text).strip().lower()):
+        for written in _words(text):
             try:
-                if written:
-                    slots.append(self._encode_syllable(written))
-            except PinyinError:
+                slots += [self._slot(base, tone) for base, tone in self._parse_word(written)]
+            except PinyinError as error:
                 if errors == "raise":
-                    raise
+                    raise PinyinError(_describe_unread(written)) from error
         return slots
 
-    def _encode_syllable(self, written: str) -> tuple[int, ...]:
-        bare, marks = _split_tone(written)
-        spelled = LUE_NUE.sub("üe", bare.replace("u:", "ü").replace("v", "ü"))
-        match = SYLLABLE.fullmatch(spelled)
-        if match and len(marks) + len(match[2]) <= 1:
-            base, tone = match[1], (marks or match[2]).replace("0", "5")
-            if not tone and base in self.bases:
-                return self.bases[base]
-            with suppress(PinyinError):  # the error below names the syllable as it was typed
-                return (self.syllable_to_id(base + (tone or "5")),)
-        raise PinyinError(
-            f"{written!r} is not a pinyin syllable. Separate syllables by spaces, like 'ni3', 'ni' or 'nǐ'."
-        )
+    def _slot(self, base: str, tone: str) -> tuple[int, ...]:
+        if not tone or (tone == "5" and base + tone not in self.ids):
+            return self.bases[base]
+        return (self.syllable_to_id(base + tone),)
+
+    def _parse_word(self, written: str) -> list[tuple[str, str]]:
+        """The base and the tone, "1" to "5" or empty, of each syllable of a word."""
+        if not WORD.fullmatch(written):
+            raise PinyinError(written)
+        chunks = [(*_split_marks(letters), digit.replace("0", "5")) for letters, digit in CHUNK.findall(written)]
+        letters, marks, digit = chunks[0]
+        if len(chunks) == 1 and letters not in self.bases:  # perhaps an interjection, which is a word of its own
+            tone = "".join(marks) + digit
+            if alias := ALIASES.get(letters + (tone or "5")):
+                return [(alias[:-1], alias[-1:])]
+        syllables: list[tuple[str, str]] = []
+        for letters, marks, digit in chunks:
+            found = self._cut(letters, marks)
+            if digit:  # in huar1 it belongs to hua
+                last = -2 if len(found) > 1 and found[-1][0] == "r" else -1
+                base, tone = found[last]
+                found[last] = (base, tone + digit)
+            syllables += found
+        if any(len(tone) > 1 for _, tone in syllables):
+            raise PinyinError(written)
+        return syllables
+
+    def _cut(self, letters: str, marks: list[str]) -> list[tuple[str, str]]:
+        """Letters and the tone mark of each -> the fewest syllables; a consonant between two belongs to the second.
+
+        An r is a syllable only after another one, or alone, and er goes before it.
+        """
+        cuts: list[list[tuple[str, str]] | None] = [[]]  # the best cut of the first n letters
+        for end in range(1, len(letters) + 1):
+            options = []
+            for start in range(max(0, end - LONGEST_SYLLABLE), end):
+                base, tone = letters[start:end], "".join(marks[start:end])
+                is_possible = base in self.bases and (base != "r" or start or letters == "r")
+                if cuts[start] is not None and is_possible and len(tone) <= 1:
+                    options.append([*cuts[start], (base, tone)])
+            cuts.append(min(options, key=len, default=None))  # of several the first, whose last syllable is the longest
+        if cuts[-1] is None:
+            raise PinyinError(letters)
+        return cuts[-1]
 
     def encode_characters(self, text: str, errors: str = "ignore") -> tuple[str, list[int | None]]:
         """Characters -> one unit each; polyphones are read by the phrase they are in (pypinyin).
@@ -192,11 +227,56 @@ class PinyinTokenizer:
         return table
 
 
+def check_units(units: list[str]) -> None:
+    """Refuse units that are not those of this release in their order, by which rows of the pinyin table are found.
+
+    Raises:
+        PinyinError: Names both hashes and both numbers.
+    """
+    digest = hashlib.sha256(("\n".join(units) + "\n").encode()).hexdigest()
+    if digest != PINYIN_UNITS_SHA256:
+        raise PinyinError(
+            f"The pinyin units are not the frozen list: expected {NUM_PINYIN_UNITS} units with sha256 "
+            f"{PINYIN_UNITS_SHA256}, found {len(units)} with {digest}. Restore {PINYIN_UNITS_FILE}."
+        )
+
+
+def _words(text: str) -> list[str]:
+    """Written pinyin -> its words in lower case; punctuation and invisible characters separate them."""
+    text = unicodedata.normalize("NFKC", text).lower()
+    for pattern, letter in TYPED:
+        text = pattern.sub(letter, text)
+    kinds = ((c, unicodedata.category(c)) for c in text)
+    return "".join(" " if kind[0] in "PZ" or kind == "Cf" else c for c, kind in kinds).split()
+
+
+def _describe_unread(word: str) -> str:
+    """Why a word is not pinyin: its first character that pinyin does not have, with its code point, if there is one."""
+    known = re.compile("[a-z0-9üê]")
+    strange = next((c for c in unicodedata.normalize("NFC", _split_tone(word)[0]) if not known.match(c)), None)
+    found = f": found {strange!r} (U+{ord(strange):04X})" if strange else ""
+    return f"{word!r} is not pinyin{found}. Expected syllables like 'ni3', 'ni' or 'nǐ', apart or together ('ni3hao3')."
+
+
 def _split_tone(written: str) -> tuple[str, str]:
     """hǎo -> hao, 3; without a tone mark the number is empty."""
-    letters = unicodedata.normalize("NFD", written)
-    marks = "".join(TONE_MARKS[c] for c in letters if c in TONE_MARKS)
-    return unicodedata.normalize("NFC", "".join(c for c in letters if c not in TONE_MARKS)), marks
+    letters, marks = _split_marks(written)
+    return letters, "".join(marks)
+
+
+def _split_marks(written: str) -> tuple[str, list[str]]:
+    """hǎo -> hao and the tone of each letter: "", "3", "". A mark without a letter stays."""
+    letters: list[str] = []
+    marks: list[str] = []
+    for character in unicodedata.normalize("NFD", written):
+        if character in TONE_MARKS and letters:
+            marks[-1] += TONE_MARKS[character]
+        elif unicodedata.combining(character) and letters:  # the dots of ü, the roof of ê
+            letters[-1] = unicodedata.normalize("NFC", letters[-1] + character)
+        else:
+            letters.append(character)
+            marks.append("")
+    return "".join(letters), marks
 
 
 def _read_pinyin_dict() -> dict[int, str]:

@@ -7,6 +7,7 @@ python train_asr.py --model p2c --manifests train.tsv --output_dir asr
 
 import sys
 
+from pinyin_llm.inference.console import report_errors
 from pinyin_llm.training.arguments import ModelArguments, SpeechArguments, parse_arguments
 
 
@@ -53,4 +54,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

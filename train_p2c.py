@@ -6,6 +6,7 @@ python train_p2c.py --texts corpus.txt --output_dir p2c      # Whisper-large-v3 
 
 import sys
 
+from pinyin_llm.inference.console import report_errors
 from pinyin_llm.training.arguments import ModelArguments, TextArguments, parse_arguments
 from pinyin_llm.training.noise import NoiseArguments
 
@@ -51,4 +52,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

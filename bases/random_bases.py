@@ -22,6 +22,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from ..inference.console import report_errors
 from .llama2_tokenizer import write_tokenizer
 
 
@@ -109,4 +110,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

@@ -23,6 +23,7 @@ from ..audio_pinyin_llm import SAMPLING_RATE, load_waveform
 from ..configuration_pinyin_llm import num_encoder_frames
 from ..corpora.manifest import read_manifest
 from ..decoder_pinyin_llm import END, PROMPT, PinyinLlamaTextDecoder
+from ..inference.console import report_errors
 from ..scoring.cer import read_lines
 from ..scoring.normalization import HAN_CLASS
 
@@ -148,4 +149,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

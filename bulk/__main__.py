@@ -2,7 +2,8 @@
 
 import sys
 
+from ..inference.console import report_errors
 from . import main
 
 
-sys.exit(main())
+sys.exit(report_errors(main))

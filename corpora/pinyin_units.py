@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..inference.console import report_errors
+
 
 NO_SYLLABLES = {"hng5", "m2", "m4", "n2", "n3", "n4", "ng2", "ng3", "ng4", "ê1", "ê2", "ê3", "ê4"}
 
@@ -51,4 +53,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

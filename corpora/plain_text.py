@@ -9,6 +9,7 @@ Inputs are read piece by piece and may be larger than memory.
 import csv
 import gzip
 import hashlib
+import io
 import json
 import re
 import sys
@@ -20,17 +21,28 @@ from pathlib import Path
 from typing import Literal
 
 from ..scoring.normalization import HAN_CLASS, han_only, normalize_text, read_aloud
+from .encoding import SAMPLE_BYTES, describe_encoding, is_utf8
 
 
 NonHan = Literal["split", "drop", "delete"]
 
-SENTENCE_END = re.compile(r"[。!?;\n\r\u2028]|\.{2,}|\.(?=\s|$)")
+# \ufffd: bytes that are not UTF-8, where characters are lost
+SENTENCE_END = re.compile(r"[。!?;\n\r\u2028\ufffd]|\.{2,}|\.(?=\s|$)")
 CLAUSE_END = re.compile(r"[,、:\s—]+")
 # Letters and digits of any script but Han. Punctuation is not foreign; it is simply dropped.
 FOREIGN_RUN = re.compile(rf"(?:[^\W{HAN_CLASS}_]|[@#$%&*+/=\\|<>^~_])+")
 
 
-COUNTS = ("read", "kept", "characters", "held_out", "duplicate", "nothing_left", "undecodable_bytes")
+COUNTS = (
+    "read",
+    "kept",
+    "characters",
+    "held_out",
+    "duplicate",
+    "nothing_left",
+    "with_foreign_words",
+    "undecodable_bytes",
+)
 
 WINDOW = 10
 SHORTEST_FRAGMENT = 5
@@ -55,7 +67,7 @@ class HeldOut:
     """
 
     def __init__(self, hash_file: Path | None = None, texts: Iterable[str] = ()):
-        self.hashes = set(hash_file.read_text().split()) if hash_file else set()
+        self.hashes = set(hash_file.read_text("utf-8", errors="replace").split()) if hash_file else set()
         for digest in self.hashes:
             if not re.fullmatch("[0-9a-f]{10}", digest):
                 raise ValueError(f"{hash_file}: expected lines of 10 hex digits, found {digest[:20]!r}")
@@ -165,17 +177,26 @@ def prepare(
 
     Returns:
         counts: sentences read, lines and characters kept, and what was dropped by reason.
+
+    Raises:
+        ValueError: A file that is damaged or in another encoding, or no sentence was kept; nothing is written.
     """
     counts = Counter(dict.fromkeys(COUNTS, 0))
     seen = RecentLines()
     partial = output.with_name(output.name + ".partial")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "w", encoding="utf-8") as target:
-        for text in _texts(files, counts):
-            for sentence in whole_sentences(text):
-                lines = _clean_lines(sentence, held_out, max_characters, non_han, seen, counts)
-                target.writelines(line + "\n" for line in lines)
-    partial.replace(output)
+    try:
+        with open(partial, "w", encoding="utf-8") as target:
+            for text in _texts(files, counts):
+                for sentence in whole_sentences(text):
+                    lines = _clean_lines(sentence, held_out, max_characters, non_han, seen, counts)
+                    target.writelines(line + "\n" for line in lines)
+        if not counts["kept"]:
+            found = ", ".join(f"{name} {number}" for name, number in counts.items() if number) or "no text"
+            raise ValueError(f"Expected sentences in Han characters, kept none ({found}). {output} was not written.")
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
     record = output.with_suffix(".json")
     record.write_text(json.dumps(dict(counts), indent=2) + "\n")
     return dict(counts)
@@ -186,6 +207,7 @@ def _clean_lines(
 ) -> Iterator[str]:
     """The lines of one sentence that are neither held out nor repeated; counts the others."""
     counts["read"] += 1
+    counts["with_foreign_words"] += bool(FOREIGN_RUN.search(sentence))
     if sentence in held_out:
         counts["held_out"] += 1
         return
@@ -217,11 +239,15 @@ def _texts(files: Iterable[Path | str], counts: Counter) -> Iterator[str]:
 def _read(path: Path) -> Iterator[str]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
+        with opener(path, "rb") as content:
+            buffered = io.BufferedReader(content, SAMPLE_BYTES)
+            if not is_utf8(sample := buffered.peek()):
+                raise ValueError(describe_encoding(path, sample))
+            lines = io.TextIOWrapper(buffered, encoding="utf-8-sig", errors="replace", newline="")
             is_table = path.name.removesuffix(".gz").endswith(".tsv")
             pieces = iter(lambda: lines.readline(LONGEST_PIECE), "")
             yield from _column(path, lines, "text") if is_table else pieces
-    except (EOFError, zlib.error, csv.Error) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error) as error:
         raise ValueError(f"{path}: is damaged or cut off ({error}). Fetch it again, or leave it out.") from error
 
 
@@ -297,6 +323,10 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     print(json.dumps(counts))
+    if damaged := counts["undecodable_bytes"]:
+        print(f"warning: {damaged:,} bytes are not UTF-8; each ends a sentence.", file=sys.stderr)
+    if arguments.non_han == "delete" and (foreign := counts["with_foreign_words"]):
+        print(f"warning: foreign words are cut out of {foreign:,} sentences, which read otherwise.", file=sys.stderr)
     return 0
 
 

@@ -29,9 +29,8 @@ class Clip(NamedTuple):
 def aishell1(root: Path) -> Iterator[Clip]:
     """AISHELL-1 (openslr.org/33): data_aishell/wav/train/S0002/BAC009S0002W0122.wav and one file of transcripts."""
     folder = _only(root, "data_aishell")
-    with (folder / "transcript" / "aishell_transcript_v0.8.txt").open(encoding="utf-8", errors="replace") as lines:
-        texts = {name: "".join(words) for name, *words in map(str.split, filter(str.strip, lines))}
-    for audio in sorted(folder.glob("wav/*/*/*.wav")):
+    texts = _read_transcripts(folder / "transcript" / "aishell_transcript_v0.8.txt")
+    for audio in _sounds(folder, "wav/*/*"):
         speaker = audio.parent
         yield Clip(audio, texts.get(audio.stem), speaker.name, speaker.parent.name)
 
@@ -42,17 +41,16 @@ def thchs30(root: Path) -> Iterator[Clip]:
     The train/A11_0.wav.trn beside the sound only names that file.
     """
     folder = _only(root, "data_thchs30")
-    for split in SPLITS:
-        for audio in sorted((folder / split).glob("*.wav")):
-            text = _first_line(folder / "data" / f"{audio.name}.trn")
-            # one line of the corpus ends in a stray "l ="
-            text = text and "".join(text.split()).removesuffix("l=")
-            yield Clip(audio, text, audio.stem.partition("_")[0], split)
+    for audio in _sounds(folder, *SPLITS):
+        text = _first_line(folder / "data" / f"{audio.stem}.wav.trn")
+        # one line of the corpus ends in a stray "l ="
+        text = text and "".join(text.split()).removesuffix("l=")
+        yield Clip(audio, text, audio.stem.partition("_")[0], audio.parent.name)
 
 
 def st_cmds(root: Path) -> Iterator[Clip]:
     """ST-CMDS (openslr.org/38): 20170001P00001A0001.wav and .txt in one folder, of speaker P00001A; all is train."""
-    for audio in sorted(_only(root, "ST-CMDS-20170001_1-OS").glob("*.wav")):
+    for audio in _sounds(_only(root, "ST-CMDS-20170001_1-OS"), "."):
         yield Clip(audio, _first_line(audio.with_suffix(".txt")), audio.stem[8:15], "train")
 
 
@@ -60,12 +58,53 @@ def common_voice(root: Path) -> Iterator[Clip]:
     """Common Voice (commonvoice.mozilla.org), any release: cv-corpus-*/zh-CN/train.tsv and clips/*.mp3."""
     folder = _only(root, "cv-corpus-*/zh-CN")
     for split in SPLITS:
-        table = folder / f"{split}.tsv"
-        with table.open(encoding="utf-8", errors="replace", newline="") as lines:
-            for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-                if Path(row["path"]).name != row["path"]:
-                    raise CorpusError(f"{table}: expected names of files in clips/, found {row['path']!r}.")
-                yield Clip(folder / "clips" / row["path"], row["sentence"], row["client_id"], split)
+        for path, sentence, speaker in _read_columns(folder / f"{split}.tsv", ("path", "sentence", "client_id")):
+            yield Clip(folder / "clips" / path, sentence, speaker, split)
+
+
+def _read_columns(table: Path, names: tuple[str, ...]) -> Iterator[list[str]]:
+    """The cells of the columns `names` in each row of a tsv; the first is a file of clips/."""
+    with table.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        header = next(rows, [])
+        if missing := [name for name in names if name not in header]:
+            raise CorpusError(f"{table}: expected the columns {', '.join(names)}, found no {', '.join(missing)}.")
+        columns = [header.index(name) for name in names]
+        for row in filter(None, rows):
+            where = f"{table}, line {rows.line_num}"
+            if len(row) != len(header):
+                raise CorpusError(f"{where}: expected {len(header)} cells, found {len(row)}. Fetch it again.")
+            cells = [row[column] for column in columns]
+            if Path(cells[0]).name != cells[0]:
+                raise CorpusError(f"{where}: expected the name of a file in clips/, found {cells[0]!r}.")
+            yield cells
+
+
+def _read_transcripts(path: Path) -> dict[str, str]:
+    """Lines of an utterance and its words -> {utterance: its text without spaces}."""
+    texts: dict[str, str] = {}
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        for name, *words in map(str.split, filter(str.strip, lines)):
+            text = "".join(words)
+            if texts.setdefault(name, text) != text:
+                raise CorpusError(f"{path}: expected one text for {name}, found {texts[name]} and {text}. Remove one.")
+    return texts
+
+
+def _sounds(folder: Path, *patterns: str) -> list[Path]:
+    """The wav files in the folders that match one of `patterns`, in order.
+
+    Raises:
+        CorpusError: There are none; the message names one that lies elsewhere.
+    """
+    inside = (path for pattern in patterns for path in folder.glob(f"{pattern}/*"))
+    found = sorted(path for path in inside if path.suffix.lower() == ".wav")
+    if not found:
+        elsewhere = next((path for path in folder.rglob("*") if path.suffix.lower() == ".wav"), None)
+        others = f"some elsewhere, such as {elsewhere.relative_to(folder)}" if elsewhere else "none"
+        expected = " or ".join(f"{pattern}/*.wav" for pattern in patterns)
+        raise CorpusError(f"{folder}: expected sounds as {expected}, found {others}. Unpack it as it was published.")
+    return found
 
 
 def _only(root: Path, pattern: str) -> Path:

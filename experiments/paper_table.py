@@ -25,6 +25,8 @@ from itertools import chain
 from pathlib import Path
 from threading import Lock
 
+from ..inference.console import report_errors
+
 
 SCRIPTS = {"p2c": "train_p2c.py", "projector": "train_asr.py", "asr": "train_asr.py"}
 LOADING = Lock()  # from_pretrained changes transformers' globals: of two calls at once, one lost its lm_head
@@ -347,4 +349,4 @@ def merge(base: dict, changes: dict) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

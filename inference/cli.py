@@ -6,15 +6,13 @@ Results go to stdout, messages to stderr. Exit codes: 0 all done, 1 some inputs 
 
 import argparse
 import gc
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 
-from .console import say
+from .console import report_errors
 
 
 TRANSCRIBE_EXAMPLES = """examples:
@@ -59,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in MODULES:
-        return _reporting_errors(lambda: _run_module(*words))
+        return report_errors(lambda: _run_module(*words))
     arguments = _parser().parse_args(words)
     # torch and transformers are a million objects that stay; to walk them took 0.6 s of the import's 2.8.
     gc.disable()
@@ -67,26 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from . import commands  # late, so that --help answers at once
 
-        return _reporting_errors(lambda: getattr(commands, arguments.command)(arguments))
+        return report_errors(lambda: getattr(commands, arguments.command)(arguments))
     finally:
         gc.enable()
-
-
-def _reporting_errors(command: Callable[[], int]) -> int:
-    """Run a command; warnings and errors become one line each, and an error an exit code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: say(f"warning: {message}")
-        try:
-            return command()
-        except BrokenPipeError:  # the reader of our output closed it, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except KeyboardInterrupt:
-            return 130
-        except (ImportError, OSError, ValueError) as error:
-            say(f"error: {error}")
-            return 2
 
 
 def _run_module(name: str, *words: str) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from ..audio_pinyin_llm import AudioWarning
-from ..scoring.cer import read_texts
+from ..scoring.cer import name_some, read_texts, suffix_hint
 from ..scoring.normalization import normalize_text
 from ..tokenization_pinyin_llm import PinyinError
 from ..transcription_pinyin_llm import convert_pinyin
@@ -75,12 +75,13 @@ def match_texts(sounds: list[str], table: str) -> list[str | None]:
     by_name = {Path(file).name: text for file, text in texts.items()}
     found = [texts.get(sound, by_name.get(Path(sound).name)) for sound in sounds]
     missing = [sound for sound, text in zip(sounds, found, strict=True) if text is None]
+    hint = suffix_hint({Path(sound).name for sound in missing}, by_name)
     if len(missing) == len(sounds):
-        raise ValueError(f"{table}: expected texts for the sounds, found none for any of them, such as {missing[0]}.")
+        expected = f"expected texts for the sounds, found none for any of them: {name_some(missing)}"
+        raise ValueError(f"{table}: {expected}.{hint}")
     if missing:
-        warnings.warn(
-            f"{table} has no text for {len(missing)} sounds, such as {missing[0]}.", AudioWarning, stacklevel=2
-        )
+        message = f"{table} has no text for {len(missing)} sounds: {name_some(missing)}."
+        warnings.warn(message, AudioWarning, stacklevel=2)
     return found
 
 

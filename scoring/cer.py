@@ -1,7 +1,9 @@
 """Character error rate with one normaliser, an interval, kinds of error, and the share of homophones."""
 
 import math
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -9,12 +11,16 @@ from pathlib import Path
 import jiwer
 import numpy as np
 
-from ..tokenization_pinyin_llm import PinyinTokenizer
-from .normalization import normalize_text
+from ..tokenization_pinyin_llm import PinyinTokenizer, is_han
+from .normalization import HAN_CLASS, normalize_text
 
 
 BOOTSTRAP_SAMPLES = 1000
-FILE_COLUMNS = {"file", "id", "path", "utt", "audio"}
+# The names that columns of a table may have; of several columns of files, the first counts.
+FILE_COLUMNS = {"file", "path", "audio", "wav", "utt", "utt_id", "id"}
+TEXT_COLUMNS = {"text", "sentence", "transcript", "transcription"}
+MOST_NAMED = 3  # files in a message; the others are counted
+OTHER_SCRIPT = re.compile(rf"([^\W_a-zA-Z0-9{HAN_CLASS}]+)")
 # A speech LLM that loses its place repeats a word or phrase over and over. Mandarin itself repeats a character (看看)
 # or a pair (好的好的) once, so three times in a row is the first number that is suspicious.
 LONGEST_STRETCH, FEWEST_TIMES = 4, 3
@@ -81,7 +87,7 @@ def score(references: list[str], hypotheses: list[str], times: int = 1) -> Score
     """
     if len(references) != len(hypotheses):
         raise ValueError(f"Expected one hypothesis per reference, found {len(references)} and {len(hypotheses)}.")
-    references, hypotheses = ([normalize_text(text) for text in texts] for texts in (references, hypotheses))
+    references, hypotheses = (list(map(comparable, texts)) for texts in (references, hypotheses))
     if not any(references):
         raise ValueError("The references contain no Chinese or Latin character to score.")
     alignments = jiwer.process_characters(references, hypotheses).alignments
@@ -113,7 +119,18 @@ def score(references: list[str], hypotheses: list[str], times: int = 1) -> Score
 def score_each(references: list[str], hypotheses: list[str]) -> list[float]:
     """CER of each utterance; NaN where a reference has no character."""
     pairs = zip(references, hypotheses, strict=True)
-    return [score([reference], [text]).cer if normalize_text(reference) else math.nan for reference, text in pairs]
+    return [score([reference], [text]).cer if comparable(reference) else math.nan for reference, text in pairs]
+
+
+def comparable(text: str) -> str:
+    """`text` as it is scored: normalised, with the letters of other scripts, which `normalize_text` drops.
+
+    >>> comparable("2個 Привет。")
+    '两个привет'
+    """
+    parts = OTHER_SCRIPT.split(unicodedata.normalize("NFKC", text))
+    parts[::2] = map(normalize_text, parts[::2])
+    return "".join(parts).lower()
 
 
 def read_lines(path: str | Path) -> Iterator[str]:
@@ -130,30 +147,69 @@ def read_lines(path: str | Path) -> Iterator[str]:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """A tsv of file and text -> {file as it is written there: text}.
+    """A table of files and texts -> {file as it is written there: text}.
 
-    A header line may name the columns (`file`, `id`, `path`, `utt` or `audio`; `text`); without one they are the first
-    two.
+    Its first line may name the columns (`FILE_COLUMNS`, `TEXT_COLUMNS`, and any others). Without such a header each
+    line is `file TAB text`, or in the whole table `utterance text`, separated by a space, as Kaldi writes it.
 
     Raises:
-        ValueError: A table that is not UTF-8, a line without a text column, or a file that occurs twice.
+        ValueError: A table that is not UTF-8, without a column of files or of texts, a line with more or fewer cells,
+            or a file that occurs twice.
     """
-    lines = list(read_lines(path))
-    file_column, text_column, first = 0, 1, 0
-    header = lines[0].lower().split("\t") if lines else []
-    if "text" in header and FILE_COLUMNS & set(header):
-        file_column = next(i for i, name in enumerate(header) if name in FILE_COLUMNS)
-        text_column, first = header.index("text"), 1
-    texts = {}
-    for number, line in enumerate(lines[first:], start=first + 1):
-        cells = line.split("\t")
-        if len(cells) <= max(file_column, text_column):
-            raise ValueError(f"{path}, line {number}: expected file TAB text, found {line!r}.")
-        file = cells[file_column]
+    rows = _read_rows(path)
+    columns, expected = (0, 1), "file TAB text, or a first line that names the columns"
+    width = 2
+    if rows and (found := _header_columns(path, rows)):
+        columns, width = found, len(rows[0][1])
+        expected = f"{width} cells, as the first line has"
+        rows = rows[1:]
+    texts: dict[str, str] = {}
+    for number, cells in rows:
+        if len(cells) != width:
+            found = "\t".join(cells)
+            raise ValueError(f"{path}, line {number}: expected {expected}, found {len(cells)} cells: {found!r}.")
+        file, text = (cells[column] for column in columns)
         if file in texts:
             raise ValueError(f"{path}, line {number}: {file} occurs twice. Keep one text per file.")
-        texts[file] = cells[text_column]
+        texts[file] = text
     return texts
+
+
+def _read_rows(path: str | Path) -> list[tuple[int, list[str]]]:
+    """The number and the cells of each line that is not blank."""
+    lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
+    if any("\t" in line for _, line in lines):
+        return [(number, line.split("\t")) for number, line in lines]
+    rows = [(number, [*line.split(maxsplit=1), ""][:2]) for number, line in lines]
+    for number, (utterance, _) in rows:
+        if all(map(is_han, utterance)):
+            raise ValueError(f"{path}, line {number}: expected file TAB text, found text alone: {utterance!r}.")
+    if rows and not any(text for _, (_, text) in rows):
+        raise ValueError(f"{path}: expected file TAB text, found no line with a text.")
+    return rows
+
+
+def _header_columns(path: str | Path, rows: list[tuple[int, list[str]]]) -> tuple[int, int] | None:
+    """Where files and texts are, if the first row names its columns.
+
+    Raises:
+        ValueError: It names only one of the two, or several texts, or names that are not known.
+    """
+    (number, first), *others = rows
+    names = [name.strip().lower() for name in first]
+    files = [name for name in names if name in FILE_COLUMNS]
+    texts = [name for name in names if name in TEXT_COLUMNS]
+    looks_like_files = (re.search(r"[\d./]", cells[0]) for _, cells in others)
+    is_header = files or texts or (others and first[0].isalpha() and all(looks_like_files))
+    if not is_header:
+        return None
+    if not files or len(texts) != 1:
+        raise ValueError(
+            f"{path}, line {number}: expected one column of files ({', '.join(sorted(FILE_COLUMNS))}) and one of texts "
+            f"({', '.join(sorted(TEXT_COLUMNS))}), found {', '.join(names)}. Rename them; if this line is no header, "
+            "put one above it."
+        )
+    return names.index(files[0]), names.index(texts[0])
 
 
 def pair_texts(references: dict[str, str], hypotheses: dict[str, str]) -> tuple[list[str], list[str]]:
@@ -169,9 +225,26 @@ def pair_texts(references: dict[str, str], hypotheses: dict[str, str]) -> tuple[
     missing, extra = references.keys() - hypotheses.keys(), hypotheses.keys() - references.keys()
     if missing or extra:
         kinds = {"missing": missing, "extra": extra}
-        found = "; ".join(f"{kind}: {', '.join(sorted(files))}" for kind, files in kinds.items() if files)
-        raise ValueError(f"Expected one text for each of the {len(references)} references, found {found}.")
+        found = "; ".join(f"{kind}: {name_some(files)}" for kind, files in kinds.items() if files)
+        hint = suffix_hint(missing, extra)
+        raise ValueError(f"Expected one text for each of the {len(references)} references, found {found}.{hint}")
     return list(references.values()), [hypotheses[name] for name in references]
+
+
+def name_some(files: Iterable[str]) -> str:
+    """The first few of `files`, and the number of the others."""
+    files = sorted(files)
+    named = ", ".join(files[:MOST_NAMED])
+    return named if len(files) <= MOST_NAMED else f"{named} and {len(files) - MOST_NAMED:,} more"
+
+
+def suffix_hint(files: Iterable[str], others: Iterable[str]) -> str:
+    """A sentence for a message, if names that do not match differ in nothing but their suffix; else empty."""
+    stems, other_stems = ({Path(file).stem for file in names} for names in (files, others))
+    if not stems or stems != other_stems:
+        return ""
+    suffixes = sorted({Path(file).suffix for file in (*files, *others)} - {""})
+    return f" They differ only in the suffix {' or '.join(suffixes)}. Write it in both tables, or in neither."
 
 
 def _by_name(texts: dict[str, str]) -> dict[str, str]:

@@ -375,7 +375,7 @@ class TestScore:
             ("a.wav\t你好\n", "missing: b.wav"),
             ("a.wav\t\nb.wav\t\nc.wav\t\n", "extra: c.wav"),
             ("a.wav\t\na.wav\t\n", "line 2: a.wav occurs twice"),
-            ("a.wav 你好\n", "line 1: expected file TAB text"),
+            ("a.wav\t\nb.wav 你好\n", "line 2: expected file TAB text"),
             ("", "missing: a.wav, b.wav"),
         ],
     )

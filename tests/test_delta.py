@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import SENTENCES, build_processor, run_as_stranger, tone
+from conftest import SENTENCES, run_as_stranger, tone
 from peft import PeftModel
 from safetensors import safe_open
 from test_training import asr, p2c
@@ -117,7 +117,7 @@ def test_what_cannot_be_a_delta_is_refused(trained, parts, tmp_path):
         p2c(parts, tmp_path / "out", *LORA, "--lora", "0")
     folder, _ = trained
     PinyinLlamaForASR.from_pretrained(folder / "p2c").save_pretrained(tmp_path / "whole")
-    build_processor().save_pretrained(tmp_path / "whole")
+    PinyinLlamaProcessor.from_pretrained(folder / "p2c").save_pretrained(tmp_path / "whole")
     with pytest.raises(ValueError, match="whole is a whole model; a delta needs its two bases"):
         asr(parts, tmp_path / "out", *LORA, "--model", str(tmp_path / "whole"))
 

@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import random
+import re
 import unicodedata
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,21 +101,73 @@ def test_compatibility_form_and_ideographic_zero_are_read():
 @pytest.mark.parametrize(
     ("one", "other"),
     [("nǐ hǎo", "ni3 hao3"), ("NǏ HǍO", "ni3 hao3"), ("lǜ", "lv4"), ("nu:3", "nü3"), ("xī'ān", "xi1 an1"), ("ma", "ma"),
-     ("ma0", "ma5"), ("lue4 nue4", "lüe4 nüe4"), ("lue", "lüe"), ("ｎｉ３", "ni3"), ("ê̄", "e1")],
+     ("ma0", "ma5"), ("lue4 nue4", "lüe4 nüe4"), ("lue", "lüe"), ("ｎｉ３", "ni3"), ("ê̄", "e1"),
+     # fonts for phonetics, a breve for a caron, punctuation
+     ("ɡuɑ̌nɡ", "guang3"), ("nĭ hăo", "ni3 hao3"), ("lü̆", "lü3"), ("Nǐ hǎo, nǐ ne?", "ni3 hao3 ni3 ne"),
+     ("“shì、bú：shi4”……", "shi4 bu2 shi4"), ("lǐ-xiǎng_ma5.", "li3 xiang3 ma5"), ("ni3\u200bhao3\ufeff", "ni3 hao3"),
+     # erhua
+     ("huar1", "hua1 r5"), ("hua1r", "hua1 r5"), ("hua1r5", "hua1 r5"), ("nar3", "na3 r5"), ("huār", "hua1 r5"),
+     ("wanr", "wan r5"), ("yi4dian3r", "yi4 dian3 r5"), ("yìdiǎnr", "yi4 dian3 r5"), ("er2zi5", "er2 zi5"),
+     # written together
+     ("nihaoma", "ni hao ma"), ("ni3hao3", "ni3 hao3"), ("xi'an", "xi an"), ("xī’ān", "xi1 an1"), ("xīān", "xi1 an1"),
+     ("xian", "xian"), ("fangan", "fan gan"), ("fang'an", "fang an"), ("zhongguoren", "zhong guo ren"),
+     ("nver", "nü er"), ("Tiān'ānmén", "tian1 an1 men2"), ("zhanlue", "zhan lüe"), ("ertong", "er tong"),
+     ("beijing1 ren2", "bei jing1 ren2"),
+     # syllables without a row
+     ("biang2", "bang2"), ("nia1", "niang2"), ("ng2", "en2"), ("ḿ", "mu2")],
 )  # fmt: skip
 def test_spellings_of_a_syllable_agree(one, other):
     assert UNITS.encode_syllables(one) == UNITS.encode_syllables(other)
+
+
+def test_neutral_tone_without_a_row_stands_for_all_tones():
+    without = [base for base in UNITS.bases if f"{base}5" not in UNITS.ids]
+    assert len(without) == 246
+    for base in without:
+        all_tones = [UNITS.bases[base]]
+        assert UNITS.encode_syllables(f"{base}5") == UNITS.encode_syllables(f"{base}0") == all_tones, base
+    assert UNITS.encode_syllables("ma5") == [(UNITS.ids["ma5"],)]
+
+
+def test_every_two_syllables_may_be_written_together():
+    """With tones always; without them as the orthography has it, which puts an apostrophe before a vowel."""
+    draw = random.Random(0)
+    units = [unit for unit in UNITS.units if unit != "r5"]
+    for _ in range(2000):
+        first, second = draw.choices(units, k=2)
+        apart = UNITS.encode_syllables(f"{first} {second}")
+        assert UNITS.encode_syllables(first + second) == apart, first + second
+        if second[0] not in "aeo":
+            toneless = UNITS.encode_syllables(f"{first[:-1]} {second[:-1]}")
+            assert UNITS.encode_syllables(first[:-1] + second[:-1]) == toneless, first[:-1] + second[:-1]
 
 
 def test_toneless_syllable_stands_for_all_its_tones():
     assert UNITS.encode_syllables("hao") == [tuple(UNITS.ids[f"hao{tone}"] for tone in "12345")]
 
 
-@pytest.mark.parametrize("written", ["xyz", "ni33", "nǐ3", "hao6", "你", "3", "n1i", "nihao"])
+@pytest.mark.parametrize("written", ["xyz", "ni33", "nǐ3", "hao6", "你", "3", "n1i", "nihaox", "ng1a", "rhua1"])
 def test_no_syllable_is_named_or_left_out(written):
     with pytest.raises(PinyinError, match=f"'{written}'"):
         UNITS.encode_syllables(f"ni3 {written}")
     assert UNITS.encode_syllables(f"ni3 {written}", errors="ignore") == [(UNITS.ids["ni3"],)]
+
+
+@pytest.mark.parametrize(
+    ("written", "point"),
+    [("hаo3", "U+0430"), ("ni3🙂", "U+1F642"), ("你好", "U+4F60"), ("ni+", "U+002B"), ("ma\x00", "U+0000")],
+)
+def test_character_that_cannot_be_read_is_named_with_its_code_point(written, point):
+    with pytest.raises(PinyinError, match=re.escape(f"({point})")):
+        UNITS.encode_syllables(f"ni3 {written}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=30))
+def test_any_text_is_read_or_refused(text):
+    with suppress(PinyinError):
+        UNITS.encode_syllables(text)
+    assert all(UNITS.encode_syllables(text, errors="ignore"))
 
 
 def test_polyphones_are_read_by_their_phrase():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinyin_llm.scoring.cer import score, score_syllables
+from pinyin_llm.scoring.cer import pair_texts, read_texts, score, score_each, score_syllables
 from pinyin_llm.tokenization_pinyin_llm import PinyinTokenizer
 
 
@@ -116,3 +116,68 @@ def test_syllable_errors_with_and_without_tones():
     heard = [[units["ni3"], units["hao4"]], [units["da4"]]]
     rates = score_syllables(["你好", "大学"], heard)
     assert rates == {"toned_syllable_errors": 2 / 4, "toneless_syllable_errors": 1 / 4}
+
+
+@pytest.mark.parametrize(
+    ("added", "count"),
+    [("です", 2), ("한국어", 3), ("Привет", 6), ("ไทย", 3), ("é", 1), ("ｶﾞ", 1), ("، 。🙂", 0), ("٣", 1)],
+    ids=["kana", "hangul", "Cyrillic", "Thai", "accented", "half-width", "no letters", "Arabic digit"],
+)
+def test_each_letter_of_another_script_is_an_insertion(added, count):
+    found = score(["今天天气很好"], [f"今天{added}天气很好"])
+    assert (found.substitutions, found.deletions, found.insertions) == (0, 0, count)
+    assert score_each([f"今天{added}"], [f"今天{added.upper()}"]) == [0]  # said, it is no error
+
+
+TABLES = {
+    "Common Voice": ("client_id\tpath\tsentence\nc9\ta.mp3\t你好\nc9\tb.mp3\t上海\n", ".mp3"),
+    "text first": ("Transcription\tgender\tWAV\n你好\tf\ta\n上海\tm\tb\n", ""),
+    "Kaldi": ("utt_id transcript\na 你好\n\nb 上海\n", ""),
+    "Kaldi without a header": ("a 你好\nb 上海\n", ""),
+    "two cells": ("a.wav\t你好\nb.wav\t上海\n", ".wav"),
+}
+
+
+@pytest.mark.parametrize(("table", "suffix"), TABLES.values(), ids=list(TABLES))
+def test_text_is_read_from_its_own_column(table, suffix, tmp_path):
+    (tmp_path / "table.tsv").write_text(table, encoding="utf-8")
+    assert read_texts(tmp_path / "table.tsv") == {f"a{suffix}": "你好", f"b{suffix}": "上海"}
+
+
+def test_texts_of_kaldi_keep_their_spaces_and_may_be_empty(tmp_path):
+    (tmp_path / "text").write_text("a 你 好\nb\n", encoding="utf-8")
+    assert read_texts(tmp_path / "text") == {"a": "你 好", "b": ""}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("file\tcontent\na.wav\t你好\n", "line 1: expected one column of files .* found file, content"),
+        ("text\tspeaker\n你好\tA\n", "line 1: .* found text, speaker"),
+        ("id\ttext\tsentence\na\t你\t好\n", "line 1: .* found id, text, sentence"),
+        ("name\tcontent\na1.wav\t你好\nb2.wav\t上海\n", "line 1: .* found name, content"),
+        ("文件\t文本\nd/1\t你好\n", "line 1: .* found 文件, 文本"),
+        ("a.wav\t你好\tA\n", "line 1: expected file TAB text, .* found 3 cells"),
+        ("a.wav\t你好\nb.wav\t上海\t大学\n", "line 2: expected file TAB text, .* found 3 cells"),
+        ("file\ttext\na.wav\t你好\t上海\n", "line 2: expected 2 cells, as the first line has, found 3"),
+        ("\nfile\ttext\tx\na.wav\t你好\n", "line 3: expected 3 cells, as the first line has, found 2"),
+        ("今天天气 很好\n", "line 1: expected file TAB text, found text alone"),
+        ("a.wav\nb.wav\n", "found no line with a text"),
+    ],
+)
+def test_tables_whose_columns_are_not_known_are_refused_with_the_line(table, message, tmp_path):
+    (tmp_path / "table.tsv").write_text(table, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"table.tsv.*{message}"):
+        read_texts(tmp_path / "table.tsv")
+
+
+def test_files_that_do_not_match_are_named_in_short():
+    names = [f"utt{number:04}" for number in range(2000)]
+    with pytest.raises(ValueError, match="found missing: ") as refusal:
+        pair_texts(dict.fromkeys(names, "好"), {f"x/{name}.flac": "好" for name in names})
+    message = str(refusal.value)
+    assert "utt0000, utt0001, utt0002 and 1,997 more" in message
+    assert "They differ only in the suffix .flac." in message
+    assert len(message) < 300
+    with pytest.raises(ValueError, match=r"missing: utt0001; extra: other.flac\.$"):
+        pair_texts(dict.fromkeys(names[:2], "好"), {"utt0000": "好", "other.flac": "好"})

@@ -8,6 +8,8 @@ from typing import Literal
 MORE_FLAGS = """Each field of transformers.TrainingArguments is a flag too: --output_dir, --learning_rate, --max_steps,
 --per_device_train_batch_size, --bf16, --use_cpu, ..."""
 
+OtherLetters = Literal["leave_out", "drop"]
+
 
 @dataclass
 class ModelArguments:
@@ -65,6 +67,9 @@ class TextArguments:
     )
     eval_texts: list[str] = field(default_factory=list, metadata={"help": "tsv files: text, toned, toneless."})
     most_characters: int = field(default=60, metadata={"help": "Longer sentences are dropped, and counted."})
+    other_letters: OtherLetters = field(
+        default="leave_out", metadata={"help": "Latin letters and digits, which no pinyin spells; drop: the sentence."}
+    )
     num_proc: int = field(default=2, metadata={"help": "Processes that read the text."})
 
 
@@ -84,6 +89,9 @@ class SpeechArguments:
         default="text", metadata={"help": "pinyin: the bridge alone, by CTC; text: characters too."}
     )
     lowest_layers: int = field(default=5, metadata={"help": "LLM layers that learn (the paper: 5); 0 for none."})
+    other_letters: OtherLetters = field(
+        default="leave_out", metadata={"help": "Latin words in a text, which no pinyin spells; drop: the clip."}
+    )
     mask_time: float = field(default=0.0, metadata={"help": "Share of a clip's frames that is masked, in short spans."})
     replay_texts: list[str] = field(
         default_factory=list, metadata={"help": "Text of stage 1; each batch of speech has as many sentences of it."}

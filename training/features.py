@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..audio_pinyin_llm import SAMPLING_RATE, AudioError, load_waveform, why_no_speech
 from ..configuration_pinyin_llm import num_encoder_frames
+from ..corpora.manifest import ManifestError
 from ..inference.loading import has_fast_bfloat16
 from .perturbation import Change
 
@@ -39,6 +40,9 @@ def cache_features(rows: Dataset, model, processor, folder: str, changes: dict[s
 
     Returns:
         The rows with `hidden` (T * D float16, flat) and `mel_frames`.
+
+    Raises:
+        ManifestError: No clip can be used.
     """
     parts, counts = [], {}
     fingerprint = _fingerprint(rows, model, processor)
@@ -76,13 +80,20 @@ def _encode_to_disk(rows: Dataset, model, processor, change: Change, part: Path)
     counts = {"unreadable": 0, "silent": 0, "too_long": 0}
     partial = part.with_name(part.name + ".partial")
     with TemporaryDirectory(dir=part.parent) as scratch:
-        encoded = Dataset.from_generator(
-            lambda: _encode(rows, model, processor, change, counts),
-            features=FEATURES,
-            cache_dir=scratch,
-            writer_batch_size=WRITTEN_AT_ONCE,
-            fingerprint=part.name,  # otherwise `datasets` would hash the model
-        )
+        try:
+            encoded = Dataset.from_generator(
+                lambda: _encode(rows, model, processor, change, counts),
+                features=FEATURES,
+                cache_dir=scratch,
+                writer_batch_size=WRITTEN_AT_ONCE,
+                fingerprint=part.name,  # otherwise `datasets` would hash the model
+            )
+        except ValueError as error:  # of `datasets`, which knows no empty set
+            if sum(counts.values()) < len(rows):
+                raise
+            reasons = ", ".join(f"{n} {reason}" for reason, n in counts.items() if n)
+            found = f"found none in {len(rows)} clips ({reasons}), such as {rows[0]['audio']}"
+            raise ManifestError(f"Expected sounds to learn from, {found}.") from error
         encoded.save_to_disk(partial)
     (partial / COUNTS).write_text(json.dumps(counts), encoding="utf-8")
     partial.rename(part)

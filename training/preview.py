@@ -1,9 +1,13 @@
 """What `--dry_run` prints: the estimate of a run, and two rows with the learned tokens in [brackets]."""
 
+import sys
 from itertools import groupby, islice
+from pathlib import Path
 
 import torch
 
+from ..corpora.manifest import ManifestError
+from ..scoring.cer import name_some
 from .arguments import ModelArguments, SpeechArguments
 from .estimate import RowSize, build_on_meta, estimate
 from .setup import train_stage_1, train_stage_2
@@ -21,15 +25,20 @@ def preview_stage_1(config, processor, pairs, collator, arguments: ModelArgument
 
 
 def preview_stage_2(config, processor, arguments: ModelArguments, speech: SpeechArguments, settings) -> None:
-    """Print the counts, the estimate for clips of median and of greatest length, and two rows; nothing is encoded."""
+    """Print the counts, the estimate for clips of median and of greatest length, and two rows; nothing is encoded.
+
+    Raises:
+        ManifestError: A manifest that cannot be read, or none of its sounds is there.
+    """
     model = train_stage_2(build_on_meta(config), arguments, speech)
     collator, counts, rows = SpeechCollator(processor, config, speech.learn), {}, []
     examples, seconds = 0, 0.0
     for name, (manifests, changes) in speech_groups(speech).items():
-        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
+        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer, speech.other_letters)
         rows += list(clips)
         examples += len(clips) * len(changes)
         seconds += sum(clips["seconds"]) * sum(1 / change.speed for change in changes.values())
+    check_sounds([clip["audio"] for clip in rows])
     by_length = sorted(rows, key=lambda clip: clip["seconds"])
     chosen = [*rows[:2], by_length[len(rows) // 2], by_length[-1]]
     *batches, typical, longest = (collator([blank_features(row, config.audio_config.d_model)]) for row in chosen)
@@ -39,6 +48,21 @@ def preview_stage_2(config, processor, arguments: ModelArguments, speech: Speech
     print(estimate(model, config, arguments, settings, sizes, examples, seconds, rows_per_example))
     for batch in batches:
         print(show_rows(batch, processor))
+
+
+def check_sounds(files: list[str]) -> None:
+    """Say which sounds a run would miss.
+
+    Raises:
+        ManifestError: All of them.
+    """
+    missing = [file for file in files if not Path(file).is_file()]
+    if len(missing) == len(files):
+        raise ManifestError(
+            f"Expected the sounds of the manifests, found none of {len(files):,}: {name_some(missing)}."
+        )
+    if missing:
+        print(f"{len(missing):,} of {len(files):,} sounds are missing: {name_some(missing)}.", file=sys.stderr)
 
 
 def show_rows(batch: dict[str, torch.Tensor], processor) -> str:

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from ..inference.console import report_errors
 from ..inference.loading import load_model
 from .arguments import SpeechArguments
 from .features import unpack
@@ -89,4 +90,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report_errors(main))

@@ -1,35 +1,79 @@
 """Speech for stage 2: manifests -> clips with cached encoder outputs -> batches, with replayed text if asked for."""
 
+import sys
+from operator import not_
+
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch.nn.utils.rnn import pad_sequence
 
 from ..configuration_pinyin_llm import num_audio_slots, num_encoder_frames
-from ..corpora.manifest import read_manifest
-from ..scoring.normalization import han_only, read_aloud
-from .arguments import SpeechArguments, TextArguments
+from ..corpora.manifest import ManifestError, read_manifest
+from ..scoring.normalization import HAN, han_only, read_aloud
+from ..tokenization_pinyin_llm import PinyinError
+from .arguments import OtherLetters, SpeechArguments, TextArguments
 from .features import cache_features, unpack
 from .noise import NoiseArguments, PinyinNoise, row_generator
 from .perturbation import changes_of
-from .text_data import PairCollator, answer_reach, read_pairs
+from .text_data import LETTERS_COUNT, PairCollator, answer_reach, read_pairs
 
 
 LONGEST_MASK = 10  # encoder frames, 0.2 s
 FRAMES_PER_SPAN = 5  # a span is 5.5 frames long on average
 
 
-def read_speech(manifests: list[str], pinyin_tokenizer) -> tuple[Dataset, dict]:
-    """Manifests -> one dataset with `characters` and their `units`, and counts. The text may also be written pinyin."""
+def read_speech(
+    manifests: list[str], pinyin_tokenizer, other_letters: OtherLetters = "leave_out"
+) -> tuple[Dataset, dict]:
+    """Manifests -> one dataset with `characters` and their `units`, and counts. The text may also be written pinyin.
 
-    def read(text):
-        characters, ids = pinyin_tokenizer.encode_characters(han_only(read_aloud(text)))
-        slots = [] if ids else pinyin_tokenizer.encode_syllables(text, errors="ignore")
-        return {"characters": characters, "units": ids or [slot[0] for slot in slots if len(slot) == 1]}
+    Args:
+        other_letters: What happens to clips in whose text something has no unit, such as Latin words: "leave_out" takes
+            the rest of the text, "drop" drops the clip. They are counted either way.
 
-    rows = concatenate_datasets([read_manifest(path) for path in manifests]).map(read, input_columns="text")
+    Raises:
+        ManifestError: A manifest that cannot be read, or no clip with a text.
+    """
+    rows = concatenate_datasets([read_manifest(path) for path in manifests])
+    rows = rows.map(lambda text: _read_text(text, pinyin_tokenizer), input_columns="text")
     kept = rows.filter(len, input_columns="units")
-    return kept, {"clips": len(kept), "seconds": round(sum(kept["seconds"])), "without_text": len(rows) - len(kept)}
+    counts = {"without_text": len(rows) - len(kept)}
+    if len(partial := kept.filter(bool, input_columns="is_partial")):
+        counts[LETTERS_COUNT[other_letters]] = len(partial)
+        example = f"{partial[0]['text'][:40]!r} in {partial[0]['audio']}"
+        done = {
+            "leave_out": "the rest of their text is trained on; drop them by --other_letters drop",
+            "drop": "dropped",
+        }
+        found = f"{len(partial):,} of {len(kept):,} clips contain words that pinyin cannot spell, such as {example}"
+        print(f"warning: {found}: {done[other_letters]}.", file=sys.stderr)
+    if other_letters == "drop":
+        kept = kept.filter(not_, input_columns="is_partial")
+    if not len(kept):
+        found = f"{len(rows)} rows, none with Han characters or toned pinyin" if len(rows) else "no row"
+        raise ManifestError(f"{', '.join(manifests)}: expected clips and what is said in them, found {found}.")
+    counts = {"clips": len(kept), "seconds": round(sum(kept["seconds"]))} | counts
+    return kept.remove_columns("is_partial"), counts
+
+
+def _read_text(text: str, pinyin_tokenizer) -> dict:
+    """The characters of a text, their units, and whether anything that is said in it has none."""
+    if not HAN.search(text) and any(map(str.isalpha, text)):
+        return {"characters": "", **_read_pinyin(text, pinyin_tokenizer)}  # whose digits are tones, not numbers
+    spoken = read_aloud(text)
+    characters, units = pinyin_tokenizer.encode_characters(han_only(spoken))
+    return {"characters": characters, "units": units, "is_partial": sum(map(str.isalnum, spoken)) > len(units)}
+
+
+def _read_pinyin(text: str, pinyin_tokenizer) -> dict:
+    """The units of a text written in pinyin. Words that are no pinyin, and syllables without a tone, are no labels."""
+    try:
+        slots, is_pinyin = pinyin_tokenizer.encode_syllables(text), True
+    except PinyinError:
+        slots, is_pinyin = pinyin_tokenizer.encode_syllables(text, errors="ignore"), False
+    units = [slot[0] for slot in slots if len(slot) == 1]
+    return {"units": units, "is_partial": not is_pinyin or len(units) < len(slots)}
 
 
 def speech_groups(arguments: SpeechArguments) -> dict[str, tuple[list[str], dict]]:
@@ -50,7 +94,7 @@ def read_features(arguments: SpeechArguments, model, processor) -> tuple[Dataset
     """The encoder's output for all training speech, and the counts for the record."""
     parts, counts = [], {}
     for name, (manifests, changes) in speech_groups(arguments).items():
-        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer)
+        clips, counts[name] = read_speech(manifests, processor.pinyin_tokenizer, arguments.other_letters)
         rows, dropped = cache_features(clips, model, processor, arguments.cache_features, changes)
         counts[name] |= dropped
         parts.append(rows)
