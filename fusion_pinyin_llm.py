@@ -91,7 +91,7 @@ class PinyinFusion:
         for number, units in enumerate(pinyin_tokenizer.bases.values()):
             self.syllables[list(units)] = number
 
-    def fuse(self, slots: Slots, others: list[Recognition], pinyin_table: torch.Tensor) -> Slots:
+    def fuse(self, slots: Slots, others: list[Recognition | None], pinyin_table: torch.Tensor) -> Slots:
         """The bridge's slots of a batch, the other result of each row, and the (U, H) pinyin table -> fused slots."""
         rows = [self._fuse_row(slots, row, other) for row, other in enumerate(others)]
         unit_probs, times = (pad_sequence(list(column), batch_first=True) for column in zip(*rows, strict=True))
@@ -105,11 +105,11 @@ class PinyinFusion:
         vectors = unit_probs.to(pinyin_table.dtype) @ pinyin_table  # B, J, U @ U, H -> B, J, H
         return Slots(vectors, filled, filled.sum(-1), slots.log_probs, slots.frames, unit_probs, recognized)
 
-    def _fuse_row(self, slots: Slots, row: int, other: Recognition) -> tuple[torch.Tensor, torch.Tensor]:
+    def _fuse_row(self, slots: Slots, row: int, other: Recognition | None) -> tuple[torch.Tensor, torch.Tensor]:
         """-> (J, U) probabilities and (J, 2) times of a row."""
         count = int((slots.recognized["pinyin"][row] >= 0).sum())
         units, times = slots.unit_probs[row, :count].float(), slots.recognized["pinyin_times"][row, :count]
-        if not count or not len(other.unit_probs):  # nothing is added where the bridge finds no speech
+        if not count or other is None or not len(other.unit_probs):  # nothing is added where the bridge finds no speech
             return units, times
         log_probs = slots.log_probs[row, : int(slots.frames[row])]
         others = self._cut_tail(other.unit_probs.to(units), count, log_probs)
@@ -161,6 +161,13 @@ class PinyinFusion:
         size = int(self.syllables.max()) + 1
         summed = probabilities.new_zeros(*probabilities.shape[:-1], size)
         return summed.index_add(-1, self.syllables.to(probabilities.device), probabilities)
+
+    def agree(self, units: torch.Tensor, other: Recognition) -> bool:
+        """Whether a result has enough in common with the bridge's (N, U) syllables to be combined with them."""
+        others = other.unit_probs.to(units)
+        if not len(units) or not len(others):
+            return False
+        return self.agreement(self.align(units, others), units, others) >= LEAST_AGREEMENT
 
     def agreement(self, pairs: Alignment, units: torch.Tensor, others: torch.Tensor) -> float:
         """Share of the syllables that both recognisers have in common, ignoring tones: 0 to 1."""

@@ -165,12 +165,14 @@ def transcribe_waveforms(
         if any(second_opinions or ()):
             raise ValueError("A second opinion needs a pinyin_bridge; this model has a pooling projector.")
         return decode_rows(model, processor, inputs, audio_slots=slots, **kwargs)
-    fusion, table = _fusion(model.config.pinyin_units), model.pinyin_embeddings.weight
-    if "whisper" in (recognizers or model.config.recognizers or ()):
-        slots = fusion.fuse(slots, _recognize_by_whisper(model, hidden, mask, slots), table)
-        kwargs.setdefault("sound_weight", FUSED_SOUND_WEIGHT)
+    fusion = _fusion(model.config.pinyin_units)
+    others: list = [None] * len(waveforms)
     if any(second_opinions or ()):
-        slots = fusion.fuse(slots, _take_opinions(fusion, slots, second_opinions), table)
+        others = _take_opinions(fusion, slots, second_opinions)
+    if None in others and "whisper" in (recognizers or model.config.recognizers or ()):
+        others = [a or b for a, b in zip(others, _recognize_by_whisper(model, hidden, mask, slots), strict=True)]
+    if any(others):
+        slots = fusion.fuse(slots, others, model.pinyin_embeddings.weight)
         kwargs.setdefault("sound_weight", FUSED_SOUND_WEIGHT)
     syllables = _syllables_of(slots.recognized, processor)
     spans = [_cut_at_pauses(of_waveform) for of_waveform in syllables]
@@ -187,12 +189,13 @@ def _recognize_by_whisper(model, hidden, mask, slots: Slots) -> list[Recognition
     return recognize(model.text_decoder, tokens, hidden, num_encoder_frames(mask.sum(-1)), slots.filled.sum(-1))
 
 
-def _take_opinions(fusion: PinyinFusion, slots: Slots, opinions: list) -> list[Recognition]:
-    """The part of its sound's transcript that belongs to each waveform; empty without a transcript."""
-    parts = []
+def _take_opinions(fusion: PinyinFusion, slots: Slots, opinions: list) -> list[Recognition | None]:
+    """The part of its sound's transcript that belongs to each waveform; `None` where there is none of any use."""
+    parts: list[Recognition | None] = []
     for row, opinion in enumerate(opinions):
         unit_probs = slots.unit_probs[row, : int(slots.filled[row].sum())]
-        parts.append(fusion.take(opinion[0], unit_probs, opinion[1]) if opinion else Recognition("", unit_probs[:0]))
+        part = fusion.take(opinion[0], unit_probs, opinion[1]) if opinion else None
+        parts.append(part if part and fusion.agree(unit_probs, part) else None)
     return parts
 
 

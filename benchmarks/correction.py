@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--model", default=MINI_MODEL)
     parser.add_argument("--whisper", default="openai/whisper-base")
     parser.add_argument("--texts", default="data/whisper_texts", help="folder of the recognisers' texts")
-    parser.add_argument("--faultless", nargs="+", default=[], help="tsv files with a column text")
+    parser.add_argument("--faultless", nargs="+", required=True, help="tsv files with a column text")
     parser.add_argument("--every", type=int, default=4, help="of the faultless lines, for the curve")
     parser.add_argument("--plot", type=Path, help="png of the curve")
     parser.add_argument("--threads", type=int, default=2)
