@@ -58,16 +58,19 @@ def _transcribe(peer: str | None, beams: int, clips: list, arguments: argparse.N
     return transcribe_clips(model, processor, clips, num_beams=beams, recognizers=["bridge"])
 
 
-def share_changed(model, processor, texts: list[str], strength: float) -> float:
-    """Share of the Han characters of faultless lines that correction changes."""
+def count_changed(model, processor, texts: list[str], strength: float) -> tuple[int, int]:
+    """How many Han characters of faultless lines correction changes, and how many there are."""
     corrected = [correction.text for correction in correct(model, processor, texts, strength)]
     changed = sum(a != b for pair in zip(texts, corrected, strict=True) for a, b in zip(*pair, strict=True))
-    return changed / sum(len(han_only(text)) for text in texts)
+    return changed, sum(len(han_only(text)) for text in texts)
 
 
 def read_texts(path: str) -> list[str]:
+    """The column `text`, or `written`, of a tsv file."""
     with open(path, encoding="utf-8") as lines:
-        return [row["text"] for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        return [
+            row.get("text") or row["written"] for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        ]
 
 
 def plot(curve: list[tuple[float, float, float]], path: Path) -> None:
@@ -87,6 +90,42 @@ def plot(curve: list[tuple[float, float, float]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def print_recognisers(model, processor, manifests: list[str], said: list, texts: list) -> None:
+    """CER of each recogniser's texts before and after correction, and the speed of correction."""
+    lines = []
+    for (name, _, beams), sets in zip(RECOGNISERS, texts, strict=True):
+        for manifest, spoken, own in zip(manifests, said, sets, strict=True):
+            start = time.process_time()
+            corrected = [correction.text for correction in correct(model, processor, own)]
+            speed = sum(map(len, own)) / (time.process_time() - start)
+            before, after = score(spoken, own).cer, score(spoken, corrected).cer
+            lines.append([name, beams, manifest, *(f"{100 * x:.1f}" for x in (before, after)), f"{speed:.0f}"])
+    headers = ["recogniser", "beams", "set", "CER %", "corrected", "characters per CPU second"]
+    print(tabulate(lines, headers=headers, tablefmt="github"))
+
+
+def print_harm(model, processor, faultless: dict[str, list[str]]) -> None:
+    counts = {path: count_changed(model, processor, lines, 1.0) for path, lines in faultless.items()}
+    counts["all"] = tuple(map(sum, zip(*counts.values(), strict=True)))
+    harms = [[path, f"{100 * changed / size:.3f}"] for path, (changed, size) in counts.items()]
+    print("\nHarm at strength 1:\n")
+    print(tabulate(harms, headers=["faultless text", "characters changed %"], tablefmt="github"))
+
+
+def print_curve(model, processor, said: list[str], texts: list[str], faultless: list[str], file: Path | None) -> None:
+    """Harm and help by strength, as a table and, if asked for, as a picture."""
+    before, curve = score(said, texts).cer, []
+    for strength in STRENGTHS:
+        corrected = [correction.text for correction in correct(model, processor, texts, strength)]
+        changed, size = count_changed(model, processor, faultless, strength)
+        curve.append((strength, changed / size, 1 - score(said, corrected).cer / before))
+    print(f"\nBy strength ({len(faultless)} faultless lines; {RECOGNISERS[CURVE_OF][0]}, five beams):\n")
+    rows = [[strength, f"{100 * harm:.2f}", f"{100 * gain:.1f}"] for strength, harm, gain in curve]
+    print(tabulate(rows, headers=["strength", "harm %", "help %"], tablefmt="github"))
+    if file:
+        plot(curve, file)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("manifests", nargs="+", help="speech with its texts")
@@ -101,38 +140,12 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     said = [list(map(han_only, read_manifest(manifest)["text"])) for manifest in arguments.manifests]
     texts = [recognize(number, arguments.manifests, arguments) for number in range(len(RECOGNISERS))]
+    faultless = {path: read_texts(path) for path in arguments.faultless}
     model, processor = load_model(arguments.model)
-
-    lines = []
-    for (name, _, beams), sets in zip(RECOGNISERS, texts, strict=True):
-        for manifest, spoken, own in zip(arguments.manifests, said, sets, strict=True):
-            start = time.process_time()
-            corrected = [correction.text for correction in correct(model, processor, own)]
-            speed = sum(map(len, own)) / (time.process_time() - start)
-            before, after = score(spoken, own).cer, score(spoken, corrected).cer
-            lines.append([name, beams, manifest, *(f"{100 * x:.1f}" for x in (before, after)), f"{speed:.0f}"])
-    headers = ["recogniser", "beams", "set", "CER %", "corrected", "characters per CPU second"]
-    print(tabulate(lines, headers=headers, tablefmt="github"))
-
-    harms = [
-        [path, f"{100 * share_changed(model, processor, read_texts(path), 1.0):.2f}"] for path in arguments.faultless
-    ]
-    faultless = [text for path in arguments.faultless for text in read_texts(path)]
-    harms.append(["all", f"{100 * share_changed(model, processor, faultless, 1.0):.3f}"])
-    print("\nHarm at strength 1:\n")
-    print(tabulate(harms, headers=["faultless text", "characters changed %"], tablefmt="github"))
-
-    spoken, own = (sum(parts, []) for parts in (said, texts[CURVE_OF]))
-    before, curve = score(spoken, own).cer, []
-    for strength in STRENGTHS:
-        corrected = [correction.text for correction in correct(model, processor, own, strength)]
-        harm = share_changed(model, processor, faultless[:: arguments.every], strength)
-        curve.append((strength, harm, 1 - score(spoken, corrected).cer / before))
-    print(f"\nBy strength (every {arguments.every}th faultless line; {RECOGNISERS[CURVE_OF][0]}, five beams):\n")
-    rows = [[strength, f"{100 * harm:.2f}", f"{100 * gain:.1f}"] for strength, harm, gain in curve]
-    print(tabulate(rows, headers=["strength", "harm %", "help %"], tablefmt="github"))
-    if arguments.plot:
-        plot(curve, arguments.plot)
+    print_recognisers(model, processor, arguments.manifests, said, texts)
+    print_harm(model, processor, faultless)
+    sample = [line for lines in faultless.values() for line in lines][:: arguments.every]
+    print_curve(model, processor, sum(said, []), sum(texts[CURVE_OF], []), sample, arguments.plot)
 
 
 if __name__ == "__main__":
