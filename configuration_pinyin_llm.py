@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
@@ -10,7 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .tokenization_pinyin_llm import check_units
+from .tokenization_pinyin_llm import PinyinError, check_units
 
 
 PROJECTOR_TYPES = ("pooling", "pinyin_bridge")
@@ -24,6 +25,7 @@ REQUIRED_OF_PARTS = {
     "audio_config": ("model_type", *AUDIO_SIZES),
     "text_config": ("model_type", "hidden_size", "vocab_size"),
 }
+NOT_OF_A_FILE = re.compile("unexpected keyword argument|allocate memory|out of memory|CUDA")
 LONGEST_REASON = 300  # characters of another library's message
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -42,6 +44,8 @@ def num_audio_slots(num_mel_frames, stride: int):
 def naming_faults(source: str) -> Iterator[None]:
     """Whatever a damaged file makes another library raise, down to a bare Exception, becomes one ValueError.
 
+    Errors of the caller, of the machine or of the code pass: wrong arguments, a device that is not there, full memory.
+
     Args:
         source: The file or folder that is being read, for the message; errors that name it already stay as they are.
     """
@@ -50,11 +54,14 @@ def naming_faults(source: str) -> Iterator[None]:
     except (ImportError, OSError, MemoryError):
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError" or (isinstance(error, ValueError) and source in str(error)):
+        if NOT_OF_A_FILE.search(str(error)) or (isinstance(error, ValueError) and source in str(error)):
             raise
         reason = " ".join(str(error).split())[:LONGEST_REASON]  # transformers may list all types that it knows
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"{source}: {kind}{reason.removesuffix('.')}. Restore this file or folder.") from error
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeDecodeError | JSONDecodeError):
+            kind = PinyinError if isinstance(error, PinyinError) else ValueError
+            raise kind(f"{source}: {reason}") from error  # it says what to do
+        kind = type(error).__name__
+        raise ValueError(f"{source}: {kind}: {reason.removesuffix('.')}. Restore this file or folder.") from error
 
 
 def _missing_keys(values: dict) -> list[str]:

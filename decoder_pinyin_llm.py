@@ -210,7 +210,7 @@ def recognize(
         frames: (B,) valid frames.
         syllables: (B,) number of syllables that the bridge found.
     """
-    nothing = Recognition("", torch.zeros(0, len(tokens.pinyin_tokenizer), device=hidden.device))
+    nothing = Recognition("", torch.zeros(0, len(tokens.pinyin_tokenizer)))
     found = [nothing] * len(hidden)
     spoken = syllables.nonzero().flatten()
     if not len(spoken):
@@ -230,8 +230,8 @@ def _token_log_probs(decoder, tokens: MandarinTokens, rows: list[list[int]], mem
     size = max(map(len, rows), default=0)
     start = len(tokens.prompt) - 1
     texts = torch.tensor([[*tokens.prompt, *row, *[tokens.end] * (size - len(row))] for row in rows])
-    logits = decoder.token_logits(texts[:, None], [], memory, mask)
-    return (logits[:, start : start + size].float() + tokens.never).log_softmax(-1)
+    logits = decoder.token_logits(texts[:, None].to(mask.device), [], memory, mask)
+    return (logits[:, start : start + size].float().cpu() + tokens.never).log_softmax(-1)
 
 
 def search(
@@ -243,15 +243,15 @@ def search(
         memory, mask: As for `token_logits`.
         longest: Most tokens of each row.
     """
-    rows = Beams(tokens, len(longest), beams)
+    rows = Beams(tokens, len(longest), beams)  # on the CPU; the decoder's device computes the logits
     past: list = []
-    prompt = torch.tensor(tokens.prompt).expand(len(longest), 1, -1)
-    rows.begin(decoder.token_logits(prompt, past, memory, mask)[:, -1])
+    prompt = torch.tensor(tokens.prompt, device=mask.device).expand(len(longest), 1, -1)
+    rows.begin(decoder.token_logits(prompt, past, memory, mask)[:, -1].cpu())
     order = torch.arange(len(longest)).repeat_interleave(beams)  # a prompt's keys and values serve all its beams
     while rows.alive:
         past = [(key[order], value[order]) for key, value in past]
-        logits = decoder.token_logits(rows.texts[..., -1:], past, memory, mask)[:, -1]
-        kept, order = rows.advance(logits, longest)
+        logits = decoder.token_logits(rows.texts[..., -1:].to(mask.device), past, memory, mask)[:, -1]
+        kept, order = rows.advance(logits.cpu(), longest)
         if len(kept) < len(mask):
             memory, mask = [(key[kept], value[kept]) for key, value in memory], mask[kept]
     return rows.best

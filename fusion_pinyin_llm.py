@@ -102,16 +102,18 @@ class PinyinFusion:
             "pinyin_times": times,
             "pinyin_confidence": confidence,
         }
-        vectors = unit_probs.to(pinyin_table.dtype) @ pinyin_table  # B, J, U @ U, H -> B, J, H
+        vectors = unit_probs.to(pinyin_table) @ pinyin_table  # B, J, U @ U, H -> B, J, H
+        filled, unit_probs = filled.to(vectors.device), unit_probs.to(vectors.device)
         return Slots(vectors, filled, filled.sum(-1), slots.log_probs, slots.frames, unit_probs, recognized)
 
     def _fuse_row(self, slots: Slots, row: int, other: Recognition | None) -> tuple[torch.Tensor, torch.Tensor]:
         """-> (J, U) probabilities and (J, 2) times of a row."""
         count = int((slots.recognized["pinyin"][row] >= 0).sum())
-        units, times = slots.unit_probs[row, :count].float(), slots.recognized["pinyin_times"][row, :count]
+        # A row is aligned step by step, which is the work of a CPU.
+        units, times = slots.unit_probs[row, :count].float().cpu(), slots.recognized["pinyin_times"][row, :count].cpu()
         if not count or other is None or not len(other.unit_probs):  # nothing is added where the bridge finds no speech
             return units, times
-        log_probs = slots.log_probs[row, : int(slots.frames[row])]
+        log_probs = slots.log_probs[row, : int(slots.frames[row])].float().cpu()
         others = self._cut_tail(other.unit_probs.to(units), count, log_probs)
         pairs = self.align(units, others)
         if self.agreement(pairs, units, others) < LEAST_AGREEMENT:

@@ -33,10 +33,10 @@ VOWEL_MARKS = {"a": "āáǎà", "e": "ēéěè", "i": "īíǐì", "o": "ōóǒò
 WORD = re.compile("(?:[^0-9]+[0-5]?)+")
 CHUNK = re.compile("([^0-9]+)([0-5]?)")  # of a word: syllables without digits, and the digit that ends the last of them
 LONGEST_SYLLABLE = 6  # letters, as in zhuang
-# How letters are typed: u: and v for ü, lue and nue for lüe and nüe (no other syllable is spelled like this), and the
-# letters of phonetic fonts.
-TYPED = ((re.compile("(?<=[ln])u:|v"), "ü"), (re.compile("(?<=[ln])ue"), "üe"), (re.compile("ɑ"), "a"),
+# How letters are typed: u: and v for ü, and the letters of phonetic fonts.
+TYPED = ((re.compile("(?<=[ln])u:|v"), "ü"), (re.compile("ɑ"), "a"),
          (re.compile("ɡ"), "g"))  # fmt: skip
+TYPED_SYLLABLES = {"lue": "lüe", "nue": "nüe"}
 HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
@@ -165,6 +165,7 @@ class PinyinTokenizer:
             options = []
             for start in range(max(0, end - LONGEST_SYLLABLE), end):
                 base, tone = letters[start:end], "".join(marks[start:end])
+                base = TYPED_SYLLABLES.get(base, base)
                 is_possible = base in self.bases and (base != "r" or start or letters == "r")
                 if cuts[start] is not None and is_possible and len(tone) <= 1:
                     options.append([*cuts[start], (base, tone)])

@@ -87,7 +87,8 @@ def transcribe(
     opinions = repeat(None) if second_opinions is None else second_opinions
 
     def decode_batch():
-        pieces, texts = [piece for _, piece, _ in batch], [opinion for *_, opinion in batch]
+        pieces = [piece for _, piece, _ in batch]
+        texts = None if second_opinions is None else [opinion for *_, opinion in batch]
         results = transcribe_waveforms(model, processor, pieces, texts, **kwargs) if pieces else []
         for (chunk, piece, _), result in zip(batch, results, strict=True):
             _store(chunk, result)
@@ -166,14 +167,16 @@ def transcribe_waveforms(
             raise ValueError("A second opinion needs a pinyin_bridge; this model has a pooling projector.")
         return decode_rows(model, processor, inputs, audio_slots=slots, **kwargs)
     fusion = _fusion(model.config.pinyin_units)
+    recognizers = recognizers or model.config.recognizers or ["bridge"]
+    if "whisper" in recognizers or second_opinions is not None:  # of the whole call, so that a batch is its clips
+        kwargs.setdefault("sound_weight", FUSED_SOUND_WEIGHT)
     others: list = [None] * len(waveforms)
     if any(second_opinions or ()):
         others = _take_opinions(fusion, slots, second_opinions)
-    if None in others and "whisper" in (recognizers or model.config.recognizers or ()):
+    if None in others and "whisper" in recognizers:
         others = [a or b for a, b in zip(others, _recognize_by_whisper(model, hidden, mask, slots), strict=True)]
     if any(others):
         slots = fusion.fuse(slots, others, model.pinyin_embeddings.weight)
-        kwargs.setdefault("sound_weight", FUSED_SOUND_WEIGHT)
     syllables = _syllables_of(slots.recognized, processor)
     spans = [_cut_at_pauses(of_waveform) for of_waveform in syllables]
     cuts = [(waveform, start, end) for waveform, own in enumerate(spans) for start, end in own]
@@ -193,7 +196,7 @@ def _take_opinions(fusion: PinyinFusion, slots: Slots, opinions: list) -> list[R
     """The part of its sound's transcript that belongs to each waveform; `None` where there is none of any use."""
     parts: list[Recognition | None] = []
     for row, opinion in enumerate(opinions):
-        unit_probs = slots.unit_probs[row, : int(slots.filled[row].sum())]
+        unit_probs = slots.unit_probs[row, : int(slots.filled[row].sum())].float().cpu()
         part = fusion.take(opinion[0], unit_probs, opinion[1]) if opinion else None
         parts.append(part if part and fusion.agree(unit_probs, part) else None)
     return parts

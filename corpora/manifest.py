@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("id", "audio", "text", "speaker", "seconds", "split")
 WRITTEN = ("file", "text", "speaker", "seconds", "split")
-# Characters per second of any speech, by a wide margin: people say 3 to 8, and pinyin has 3 letters for each.
-FEWEST_PER_SECOND, MOST_PER_SECOND = 0.1, 50
+# Characters per second of any speech, by a wide margin: people say 3 to 8, and toned pinyin has up to 8 for each.
+FEWEST_PER_SECOND, MOST_PER_SECOND = 0.1, 80
 
 
 class ManifestError(ValueError):
@@ -109,7 +109,7 @@ def _row(path: Path, number: int, row: dict) -> dict:
         found = json.dumps(row, ensure_ascii=False)[:80]
         raise ManifestError(f"{path}, row {number}: expected the columns file and text, each a string, found {found}.")
     inside = os.path.normpath(file)  # without following links: the sounds may be on another disk
-    if not os.path.isabs(file) and inside.startswith(os.pardir):
+    if not os.path.isabs(file) and Path(inside).parts[:1] == (os.pardir,):
         raise ManifestError(f"{path}, row {number}: {file} lies outside the manifest's folder. Give an absolute path.")
     audio = path.parent.resolve() / inside
     speaker, split = (str(row.get(name) or "") for name in ("speaker", "split"))

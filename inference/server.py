@@ -26,7 +26,7 @@ from ..transcription_pinyin_llm import transcribe
 
 LARGEST_BYTES = 25 * 2**20  # OpenAI's limit as well
 FORM_BYTES = 2**16  # of the other fields
-MOST_CHARACTERS = 10_000  # of a request to correct text: some 20 seconds of two cores
+MOST_CHARACTERS, MOST_LINES = 10_000, 1_000  # of a request to correct text: some 20 seconds of two cores
 LANGUAGES = {"", "zh", "cmn", "chinese", "mandarin"}  # also with a region or script, as in zh-TW
 MODEL = {"id": "pinyin-llm", "object": "model", "created": 0, "owned_by": "pinyin-llm"}
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -45,7 +45,7 @@ class RequestError(Exception):
 class TextRequest(BaseModel):
     """The body of a request to correct text: lines by any recogniser."""
 
-    texts: list[str] = Field(min_length=1)
+    texts: list[str] = Field(min_length=1, max_length=MOST_LINES)
     strength: float = Field(default=1.0, ge=0.0, le=10.0)
     simplified: bool = False
 
@@ -59,8 +59,8 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Short ones go first: text before sound, short sounds before long ones."""
-        return len(self.work) if isinstance(self.work, bytes) else 0
+        """Bytes of the sound or characters of the text: short ones go first."""
+        return len(self.work) if isinstance(self.work, bytes) else sum(map(len, self.work.texts))
 
 
 class Batcher:
@@ -101,13 +101,15 @@ class Batcher:
         while jobs := self._next_batch():
             jobs.sort(key=lambda job: job.size)
             sounds = [job for job in jobs if isinstance(job.work, bytes)]
-            for job in jobs[: len(jobs) - len(sounds)]:
-                self._correct(job)
             if sounds:
                 self._transcribe(sounds)
+            for job in (job for job in jobs if not isinstance(job.work, bytes)):
+                self._correct(job)
 
     def _correct(self, job: Job) -> None:
-        """Answer a request to correct text."""
+        """Answer a request to correct text, unless its client hung up."""
+        if not job.future.set_running_or_notify_cancel():
+            return
         try:
             job.future.set_result(correct(self.model, self.processor, **job.work.model_dump()))
         except Exception as error:
@@ -127,6 +129,13 @@ class Batcher:
         for job in waiting:  # outside the except block: the error would keep the memory of the batch
             self._transcribe([job])
 
+    @staticmethod
+    def _is_wanted(job: Job) -> bool:
+        """Whether its client is still there; a sound is from now on under way, a text may still be given up."""
+        if isinstance(job.work, bytes):
+            return job.future.set_running_or_notify_cancel()
+        return not job.future.cancelled()
+
     def _next_batch(self) -> list[Job]:
         """Waits for one request and takes all that wait with it; empty when the server stops."""
         jobs: list = []
@@ -134,7 +143,7 @@ class Batcher:
             taken = [self.waiting.get()]
             while taken[-1] is not None and len(taken) < self.batch_size and not self.waiting.empty():
                 taken.append(self.waiting.get())
-            jobs = [job for job in taken if job is not None and job.future.set_running_or_notify_cancel()]
+            jobs = [job for job in taken if job is not None and self._is_wanted(job)]
             if taken[-1] is None:
                 if jobs:
                     self.waiting.put(None)  # stop after the requests that came before

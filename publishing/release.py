@@ -69,6 +69,8 @@ def write_shards(state: dict, folder: Path) -> list[int]:
         save_file({name: tensor.contiguous() for name, tensor in group.items()}, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(sorted(group), file)
         sizes.append((folder / file).stat().st_size)
+    if forgotten := state.keys() - weight_map.keys():
+        raise ValueError(f"{folder}: expected every tensor in a group of SHARDS, found {', '.join(sorted(forgotten))}.")
     index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     return sizes

@@ -69,6 +69,18 @@ def test_an_opinion_about_something_else_changes_nothing(mini):
         assert texts(*mini, SENTENCES, second_opinions=[opinion] * len(SENTENCES)) == without
 
 
+def test_a_batch_with_and_without_opinions_is_its_clips(mini):
+    opinions = [REFERENCES[Path(SENTENCES[0]).name], None]
+    options = {"recognizers": ["bridge"], "num_return_sequences": 2}
+
+    def scores(sounds, opinions):
+        found = transcribe(*mini, sounds, second_opinions=opinions, **options)
+        return [chunk.alternatives[0][1] for transcript in found for chunk in transcript.chunks]
+
+    alone = [scores([sound], [opinion])[0] for sound, opinion in zip(SENTENCES[:2], opinions, strict=True)]
+    assert scores(SENTENCES[:2], opinions) == pytest.approx(alone, abs=0.05)
+
+
 def test_the_transcript_of_a_long_sound_is_shared_out_to_its_pieces(mini):
     pause = np.zeros(8000, np.float32)
     sound = np.concatenate([part for file in SENTENCES * 2 for part in (load_waveform(file), pause)])

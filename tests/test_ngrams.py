@@ -6,7 +6,7 @@ from copy import copy
 import numpy as np
 import pytest
 import torch
-from conftest import build_processor
+from conftest import build_config, build_processor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,7 +69,7 @@ def test_homophones_are_written_as_the_text_has_them(bridge_model):
     processor = with_ngrams("人民", "钟果")
     greedy = convert_pinyin(bridge_model, processor, ["zhong guo"])
     decided = processor.pinyin_constraint(ngram_weight=1000.0)
-    processor.pinyin_constraint = lambda: decided
+    processor.pinyin_constraint = lambda *_: decided
     assert convert_pinyin(bridge_model, processor, ["zhong guo"], num_beams=3) == ["钟果"]
     assert convert_pinyin(bridge_model, processor, ["zhong guo"]) == greedy != ["钟果"]
 
@@ -102,7 +102,7 @@ def test_mixture_is_the_weighted_mean(general, topic, before):
 def test_folder_keeps_them(processor, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("今天天气很好\n" * 2, encoding="utf-8")
     processor.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "config.json").write_text("{}")
+    build_config("pinyin_bridge").save_pretrained(tmp_path / "model")
     words = ["--model", str(tmp_path / "model"), "--texts"]
     assert count_ngrams.main([*words, str(tmp_path / "text.txt")]) == 0
     PinyinLlamaProcessor.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "copy")

@@ -86,7 +86,7 @@ def test_model_that_is_not_there(tmp_path, capsys):
 
 
 def test_errors_of_the_program_keep_their_traceback(whole, monkeypatch):
-    monkeypatch.setattr(PinyinLlamaProcessor, "pinyin_constraint", lambda self: 1 / 0)
+    monkeypatch.setattr(PinyinLlamaProcessor, "pinyin_constraint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["convert", "ni3 hao3", "--model", str(whole)])
 

@@ -120,6 +120,14 @@ def test_spellings_of_a_syllable_agree(one, other):
     assert UNITS.encode_syllables(one) == UNITS.encode_syllables(other)
 
 
+def test_lue_and_nue_are_typed_for_lüe_and_nüe():
+    """As syllables of their own, with marks too; not where they only meet in a word, as in 努尔 and 鲁尔."""
+    for written in ("nue4", "nuè", "nu:e4", "nve4", "nüè"):
+        assert UNITS.encode_syllables(written) == [(UNITS.ids["nüe4"],)], written
+    assert UNITS.encode_syllables("lue") == [UNITS.bases["lüe"]]
+    assert UNITS.encode_syllables("nuerhachi") == UNITS.encode_syllables("nu er ha chi")
+
+
 def test_neutral_tone_without_a_row_stands_for_all_tones():
     without = [base for base in UNITS.bases if f"{base}5" not in UNITS.ids]
     assert len(without) == 246

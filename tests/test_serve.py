@@ -173,6 +173,29 @@ def test_shutdown_answers_what_is_under_way(slow):
         assert process.wait().returncode == -signal.SIGTERM  # uvicorn ends itself by the signal, after all is done
 
 
+def test_text_that_fails_or_that_nobody_waits_for(monkeypatch):
+    """An error is the answer of its own request; a client that hung up costs nothing; the thread goes on."""
+
+    def correct(model, processor, texts, strength, simplified):
+        asked.append(texts[0])
+        if texts[0] == "bad":
+            raise ValueError("no n-grams")
+        return texts
+
+    asked: list[str] = []
+    monkeypatch.setattr(serve, "correct", correct)
+    batcher = serve.Batcher(None, None, batch_size=8, most_waiting=8)
+    with batcher.waiting.mutex:
+        jobs = [serve.Job(serve.TextRequest(texts=[text]), Future()) for text in ("bad", "gone", "good")]
+        jobs[1].future.cancel()
+        batcher.waiting.queue.extend(jobs)
+        batcher.waiting.not_empty.notify()
+    assert jobs[2].future.result(10) == ["good"]
+    assert str(jobs[0].future.exception(10)) == "no n-grams"
+    assert asked == ["bad", "good"]
+    batcher.close()
+
+
 def test_what_fails_in_a_batch_fails_alone(monkeypatch):
     def transcribe(model, processor, sounds, batch_size):
         if b"bad" in sounds:
