@@ -20,10 +20,11 @@ from transformers import AutoTokenizer, HfArgumentParser, WhisperForConditionalG
 
 from .. import PinyinLlamaForASR, PinyinLlamaProcessor
 from ..audio_pinyin_llm import SAMPLING_RATE, load_waveform
-from ..configuration_pinyin_llm import num_encoder_frames
+from ..configuration_pinyin_llm import RECOGNIZERS, num_encoder_frames
 from ..corpora.manifest import read_manifest
 from ..decoder_pinyin_llm import END, PROMPT, PinyinLlamaTextDecoder
 from ..inference.console import report_errors
+from ..processing_pinyin_llm import HOP_LENGTH
 from ..scoring.cer import read_lines
 from ..scoring.normalization import HAN_CLASS
 
@@ -91,7 +92,7 @@ def silence_table(encoder, processor, files: list[str]) -> torch.Tensor:
     for file in tqdm(files, desc="encoding silence"):
         waveform = load_waveform(file)
         inputs = processor.feature_extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
-        start = num_encoder_frames(len(waveform) // 160) + SKIPPED_FRAMES
+        start = num_encoder_frames(len(waveform) // HOP_LENGTH) + SKIPPED_FRAMES
         total[start:] += encoder(inputs.input_features).last_hidden_state[0, start:]
         count[start:] += 1
     first = int((count[:, 0] > 0).nonzero()[0])
@@ -122,7 +123,7 @@ def add_decoder(model: PinyinLlamaForASR, processor, whisper, tokenizer, texts: 
     model.text_decoder = decoder
     model.config.decoder_config = values
     model.config.decoder_tokens = " ".join([*(piece.hex() for piece in kept.values()), *CONTROL_TOKENS])
-    model.config.recognizers = ["bridge", "whisper"]
+    model.config.recognizers = list(RECOGNIZERS)
     model.config.check_recognizers(model.config.recognizers)
 
 
